@@ -1,0 +1,50 @@
+"""smidgen: make trained neural networks small enough for phones, Raspberry Pis and microcontrollers.
+
+>>> import smidgen
+>>> smidgen.Budget(size="200 kB").nbytes
+200000
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from smidgen.budget import Budget
+    from smidgen.data import Dataset, Preprocess, open_data
+    from smidgen.errors import SmidgenError, UserError
+    from smidgen.model.load import load_network
+    from smidgen.model.replace import rebuild_network
+    from smidgen.pipeline import apply, compress
+    from smidgen.report.result import Result
+
+# Public names and where they live: loaded on first use, so that importing smidgen does not import torch.
+_HOMES = {
+    "Budget": "budget",
+    "Dataset": "data",
+    "Preprocess": "data",
+    "Result": "report.result",
+    "SmidgenError": "errors",
+    "UserError": "errors",
+    "apply": "pipeline",
+    "compress": "pipeline",
+    "load_network": "model.load",
+    "open_data": "data",
+    "rebuild_network": "model.replace",
+}
+
+__all__ = [
+    "Budget", "Dataset", "Preprocess", "Result", "SmidgenError", "UserError",
+    "apply", "compress", "load_network", "open_data", "rebuild_network",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'smidgen' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"smidgen.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

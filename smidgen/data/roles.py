@@ -1,0 +1,136 @@
+"""Three roles of data, always disjoint: calibration, selection and test.
+
+The order is fixed by a hash of the seed and each item's place, so it never changes with a library's random generator.
+With labels it is stratified: the j-th of the c items of a class stands at (j + u) / c, u one hashed offset for each
+class, and every stretch of the sorted line then holds each class in its share, to within an item or two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smidgen.data.dataset import Dataset
+from smidgen.errors import DataError
+
+HELD_BACK = 5  # one part in five for selection, and one for test where none is given
+
+
+@dataclass(frozen=True, eq=False)
+class Roles:
+    """Disjoint parts of the data, each for one purpose.
+
+    Args:
+        calibration: for statistics; its labels are not needed.
+        selection: for choosing (λ, shrinkage, early stop).
+        test: scored once, at the end.
+        calibration_dropped: items left out because a byte-identical one is in selection or test.
+        selection_dropped: items left out because a byte-identical one is in test.
+        test_given: whether the test set was given rather than held back.
+    """
+
+    calibration: Dataset
+    selection: Dataset
+    test: Dataset
+    calibration_dropped: int = 0
+    selection_dropped: int = 0
+    test_given: bool = False
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """What a report says of each role: count, hash, source, and the overlap that was left out."""
+        return {
+            "calibration": {**self.calibration.describe(), "overlap_dropped": self.calibration_dropped},
+            "selection": {**self.selection.describe(), "overlap_dropped": self.selection_dropped},
+            "test": {**self.test.describe(), "given": self.test_given},
+        }
+
+
+def split_roles(data: Dataset, *, test: Dataset | None = None, seed: int = 0, max_calibration: int = 1000) -> Roles:
+    """Divide the data into calibration, selection and test.
+
+    Selection is a fifth of `data`. Test is `test`, else another fifth. Calibration is from the rest, its first
+    `max_calibration`: a larger limit keeps the smaller one's items first and moves nothing else. Items of `data` that
+    are byte-identical to a test item are left out of the other two roles, and those in selection out of calibration.
+
+    Args:
+        data: to be divided.
+        test: a given test set; never shortened.
+        seed: another seed, another division.
+        max_calibration: most items for calibration.
+
+    Raises:
+        DataError: too few items, counted after byte-identical ones are left out.
+
+    >>> data = Dataset.from_array(np.arange(10, dtype=np.float32)[:, None])
+    >>> roles = split_roles(data)
+    >>> len(roles.calibration), len(roles.selection), len(roles.test)
+    (6, 2, 2)
+    """
+    needed = 3 if test is None else 2
+    if len(data) < needed:
+        parts = "calibration, selection and test" if test is None else "calibration and selection"
+        raise DataError(
+            f"data: {data.source!r} holds {len(data)} input(s), too few for {parts}; give at least {needed}"
+        )
+    if max_calibration < 1:
+        raise DataError(f"data: max_calibration={max_calibration} is not positive; give e.g. 1000")
+    order, part = _order(data.labels, len(data), seed), max(1, len(data) // HELD_BACK)
+    if test is None:
+        held_back, order = data.take(order[:part]), order[part:]
+    else:
+        held_back = test
+    taken = set(held_back.item_hashes)
+    selection, selection_dropped = _without(data, order[:part], taken, part)
+    taken.update(data.take(selection).item_hashes if selection else ())
+    calibration, calibration_dropped = _without(data, order[part:], taken, max_calibration)
+    if not selection or not calibration:
+        role = "calibration" if selection else "selection"
+        dropped = selection_dropped + calibration_dropped
+        raise DataError(
+            f"data: nothing is left for {role} once {dropped} input(s) identical to test or "
+            f"selection inputs are left out of {data.source!r}; give more inputs that are not in the test set"
+        )
+    return Roles(
+        data.take(calibration),
+        data.take(selection),
+        held_back,
+        calibration_dropped,
+        selection_dropped,
+        test is not None,
+    )
+
+
+def _without(data: Dataset, places: NDArray[np.int64], taken: set[bytes], limit: int) -> tuple[list[int], int]:
+    """The first `limit` places whose items are not taken, and how many were passed over; no more is read."""
+    kept: list[int] = []
+    dropped = 0
+    for place in places.tolist():
+        if len(kept) == limit:
+            break
+        if data.items.digest(int(data.indices[place])) in taken:
+            dropped += 1
+        else:
+            kept.append(place)
+    return kept, dropped
+
+
+def _order(labels: NDArray[np.int64] | None, count: int, seed: int) -> NDArray[np.int64]:
+    """A fixed permutation of the places, stratified where there are labels."""
+    keys = np.array([_hashed(seed, "item", place) for place in range(count)], dtype=np.uint64)
+    shuffled = np.argsort(keys, kind="stable").astype(np.int64)
+    if labels is None:
+        return shuffled
+    position = np.empty(count)
+    for label in np.unique(labels).tolist():
+        members = np.flatnonzero(labels[shuffled] == label)
+        offset = _hashed(seed, "class", label) / 2**64
+        position[members] = (np.arange(len(members)) + offset) / len(members)
+    return shuffled[np.argsort(position, kind="stable")]
+
+
+def _hashed(seed: int, kind: str, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{kind}:{number}".encode()).digest()[:8], "big")

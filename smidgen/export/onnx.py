@@ -1,0 +1,273 @@
+"""ONNX: the graph is exported once with a placeholder for every site, then written with whatever form each site takes.
+
+    base = export_base(model, sites, example)      # once: torch.export, optimised, stripped, without the sites' weights
+    write(base, sites, stored, path)               # many times: placeholders become Conv, Gemm or MatMul chains
+
+So a search over plans writes a real file in milliseconds, and one graph serves every plan.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import torch
+from onnx import helper
+from torch import nn
+
+from smidgen.errors import LoadError, OutputError
+from smidgen.export.onnx_strip import strip
+from smidgen.forms import Stage, stages
+from smidgen.site import Site, Stored
+
+DOMAIN = "smidgen"
+LARGEST_BATCH = 4096  # upper end of the exported batch dimension; ONNX itself keeps it symbolic
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A network's graph with placeholders where its sites are.
+
+    Args:
+        proto: the graph; each placeholder is a ``smidgen.Site`` node named after its site.
+        sites: names of the sites it has placeholders for.
+        norms: (site, BatchNorm module) pairs in which nothing else reads the site's output.
+        dynamic_batch: False where the network only exports with the example's batch size.
+    """
+
+    proto: onnx.ModelProto
+    sites: frozenset[str]
+    norms: tuple[tuple[str, str], ...]
+    dynamic_batch: bool
+
+
+def export_base(
+    model: nn.Module,
+    sites: list[Site],
+    example: torch.Tensor,
+    input_name: str = "input",
+    output_names: tuple[str, ...] = (),
+) -> Base:
+    """Export a network's graph with its sites left open.
+
+    Args:
+        model: in evaluation mode.
+        sites: its sites; refused ones keep their weights in the graph.
+        example: one batch of inputs, ``[n, …]``.
+        input_name, output_names: names in the file.
+
+    Raises:
+        LoadError: when torch cannot export the network.
+    """
+    proto, dynamic = _export(model, example, input_name, output_names)
+    found = frozenset(site.name for site in sites if site.refusal is None and _open(proto, site))
+    norms = _norms(proto)
+    return Base(strip(_optimised(proto)), found, norms, dynamic)
+
+
+def write(base: Base, sites: list[Site], stored: Mapping[str, Stored], path: Path) -> int:
+    """Write a file in which every placeholder is the chain of layers of its form.
+
+    Args:
+        base: from `export_base`.
+        sites: the network's sites.
+        stored: form and bias by site name, for every site of the base.
+        path: file to write, replaced in one step.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        OutputError: when the file cannot be written.
+    """
+    return _save(fill(base, sites, stored), path)
+
+
+def fill(base: Base, sites: list[Site], stored: Mapping[str, Stored]) -> onnx.ModelProto:
+    """The complete graph for a set of forms; see `write`."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(base.proto)
+    graph = proto.graph
+    by_name = {site.name: site for site in sites}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.domain == DOMAIN:
+            graph.node.extend(_chain(graph, node, by_name[node.name], stored[node.name]))
+        else:
+            graph.node.append(node)
+    del proto.opset_import[:]
+    proto.opset_import.extend(e for e in base.proto.opset_import if e.domain != DOMAIN)
+    return proto
+
+
+def _chain(graph: onnx.GraphProto, marker: onnx.NodeProto, site: Site, stored: Stored) -> list[onnx.NodeProto]:
+    chain = stages(stored.form, site.geometry)
+    nodes, value = [], marker.input[0]
+    for i, stage in enumerate(chain):
+        last = i == len(chain) - 1
+        prefix = site.name if len(chain) == 1 else f"{site.name}.{i}"
+        result = marker.output[0] if last else f"{marker.output[0]}.{i}"
+        bias = stored.bias if last else None
+        nodes += _layer(graph, stage, prefix, value, result, bias, flat=_flat(marker))
+        value = result
+    return nodes
+
+
+def _flat(marker: onnx.NodeProto) -> bool:
+    return any(a.name == "flat" and a.i for a in marker.attribute)
+
+
+def _layer(
+    graph: onnx.GraphProto, stage: Stage, prefix: str, value: str, result: str, bias: np.ndarray | None, *, flat: bool
+) -> list[onnx.NodeProto]:
+    g = stage.geometry
+    names = [f"{prefix}.weight"] + ([f"{prefix}.bias"] if bias is not None else [])
+    weight = stage.values
+    if g.kind == "linear" and not flat:
+        weight = weight.T
+    for name, array in zip(names, [weight, bias], strict=False):
+        assert array is not None  # names stops at the weight where there is no bias
+        graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array, dtype=np.float32), name))
+    if g.kind == "linear":
+        if flat:
+            return [helper.make_node("Gemm", [value, *names], [result], transB=1)]
+        product = result if bias is None else f"{result}.m"
+        nodes = [helper.make_node("MatMul", [value, names[0]], [product])]
+        return nodes if bias is None else [*nodes, helper.make_node("Add", [product, names[1]], [result])]
+    attributes: dict[str, Any] = {"kernel_shape": g.kernel}
+    for key, values, neutral in (("strides", g.stride, 1), ("pads", g.padding * 2, 0), ("dilations", g.dilation, 1)):
+        if any(v != neutral for v in values):
+            attributes[key] = values
+    if any(g.output_padding):
+        attributes["output_padding"] = g.output_padding
+    if g.groups > 1:
+        attributes["group"] = g.groups
+    return [helper.make_node("Conv" if g.kind == "conv" else "ConvTranspose", [value, *names], [result], **attributes)]
+
+
+def _export(
+    model: nn.Module, example: torch.Tensor, input_name: str, output_names: tuple[str, ...]
+) -> tuple[onnx.ModelProto, bool]:
+    # The exporter reports every torchvision operator it cannot register; none is used here.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    errors = []
+    for dynamic in (True, False):
+        shapes = ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},) if dynamic else None
+        # Two samples: a batch of one would be taken for a constant.
+        batch = torch.cat([example[:1]] * 2) if dynamic else example[:1]
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # deprecations inside the exporter, nothing a user can act on
+                program = torch.onnx.export(
+                    model, (batch,), dynamo=True, external_data=False, optimize=False, verbose=False,
+                    dynamic_shapes=shapes, input_names=[input_name], output_names=list(output_names) or None,
+                )  # fmt: skip
+            assert program is not None
+            return program.model_proto, dynamic
+        except Exception as error:  # the exporter raises many kinds; the first line of each is told
+            errors.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    raise LoadError(
+        f"export: torch cannot export this network to ONNX: {errors[-1]}; make it work with torch.export first"
+    )
+
+
+def _optimised(proto: onnx.ModelProto) -> onnx.ModelProto:
+    import onnxscript.optimizer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        result: Any = onnxscript.optimizer.optimize(proto)
+    return result
+
+
+def _open(proto: onnx.ModelProto, site: Site) -> bool:
+    """Replace a site's nodes by a placeholder; False where the export does not keep the layer apart."""
+    graph = proto.graph
+    weight = f"{site.name}.weight"
+    users = [n for n in graph.node if weight in n.input]
+    if len(users) != 1:
+        return False
+    node = users[0]
+    used, flat, result = [node], True, node.output[0]
+    if node.op_type == "Transpose":  # a dense layer over several positions: Transpose, MatMul, Add
+        products = [n for n in graph.node if node.output[0] in n.input]
+        if len(products) != 1 or products[0].op_type != "MatMul" or products[0].input[1] != node.output[0]:
+            return False
+        product, flat = products[0], False
+        value, result = product.input[0], product.output[0]
+        used.append(product)
+        if site.bias is not None:
+            sums = [n for n in graph.node if result in n.input]
+            if len(sums) != 1 or sums[0].op_type != "Add" or f"{site.name}.bias" not in sums[0].input:
+                return False
+            used.append(sums[0])
+            result = sums[0].output[0]
+    elif node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.input[1] == weight:
+        value = node.input[0]
+    else:
+        return False
+    # The name is an attribute too: the optimiser would merge two sites that read the same value.
+    marker = helper.make_node("Site", [value], [result], name=site.name, domain=DOMAIN, flat=int(flat), site=site.name)
+    _swap(graph, used, marker)
+    _drop_initializers(graph, {weight, f"{site.name}.bias"})
+    if not any(e.domain == DOMAIN for e in proto.opset_import):
+        proto.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return True
+
+
+def _swap(graph: onnx.GraphProto, used: list[onnx.NodeProto], marker: onnx.NodeProto) -> None:
+    outputs = {n.output[0] for n in used}
+    nodes = []
+    for node in graph.node:
+        if node.output and node.output[0] in outputs:
+            if node.output[0] == used[-1].output[0]:
+                nodes.append(marker)
+        else:
+            nodes.append(node)
+    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _drop_initializers(graph: onnx.GraphProto, names: set[str]) -> None:
+    kept = [t for t in graph.initializer if t.name not in names]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _norms(proto: onnx.ModelProto) -> tuple[tuple[str, str], ...]:
+    """Sites whose only reader is a BatchNorm, with that module's name."""
+    graph = proto.graph
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for value in node.input:
+            readers.setdefault(value, []).append(node)
+    outputs = {o.name for o in graph.output}
+    pairs = []
+    for node in graph.node:
+        after = readers.get(node.output[0], []) if node.domain == DOMAIN and node.output[0] not in outputs else []
+        if len(after) == 1 and after[0].op_type == "BatchNormalization" and after[0].input[1].endswith(".weight"):
+            pairs.append((node.name, after[0].input[1].removesuffix(".weight")))
+    return tuple(pairs)
+
+
+def _save(proto: onnx.ModelProto, path: Path) -> int:
+    payload = proto.SerializeToString()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(payload)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"export: cannot write '{path}': {error.strerror}; choose another folder with -o") from error
+    return len(payload)

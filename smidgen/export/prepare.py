@@ -1,0 +1,60 @@
+"""From a loaded network to one ready for compression: BatchNorm folded, sites found, graph exported once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from smidgen.export.onnx import Base, export_base
+from smidgen.model.fold import fold_norms
+from smidgen.model.load import Network
+from smidgen.model.sites import find_sites
+from smidgen.site import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A network ready for compression.
+
+    Args:
+        module: with BatchNorm folded where it directly follows a layer.
+        sites: its layers with weights, in running order.
+        base: its graph, the sites left open.
+    """
+
+    module: nn.Module
+    sites: list[Site]
+    base: Base
+
+
+def prepare(network: Network, example: torch.Tensor) -> Prepared:
+    """Fold, find the sites, export.
+
+    Args:
+        network: from `smidgen.model.load.load_network`; not changed.
+        example: one batch of inputs.
+
+    Raises:
+        LoadError: when the network cannot run on the example or cannot be exported.
+
+    >>> from smidgen.model.load import load_network
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    >>> [type(m).__name__ for m in prepare(load_network(model), torch.zeros(1, 3)).module]
+    ['Linear', 'Identity', 'ReLU', 'Linear']
+    """
+    module = network.module
+    sites = find_sites(module, example)
+    base = export_base(module, sites, example, network.input_name, network.output_names)
+    if base.norms:
+        module = fold_norms(module, base.norms)
+        sites = find_sites(module, example)
+        base = export_base(module, sites, example, network.input_name, network.output_names)
+    sites = [
+        replace(s, refusal="its weight is not kept apart in the exported graph")
+        if s.refusal is None and s.name not in base.sites
+        else s
+        for s in sites
+    ]
+    return Prepared(module, sites, base)

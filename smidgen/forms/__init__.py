@@ -1,0 +1,20 @@
+"""How a layer's weight is stored: a closed set of frozen numpy forms.
+
+    Dense                     the array itself; the leaf every other form is built from
+    LowRank(v, u, core)       W = U·V or U·C·V: two or three plain layers in a chain
+    CP(inp, kernel, out)      one convolution as 1x1, d x 1 depthwise, 1 x d depthwise, 1x1
+
+Forms nest: every part is itself a form. What a form costs and what it computes is derived from the form by one
+function each: `dense`, `stages`, `nbytes`, `macs`, `params`; never by the method that found it.
+"""
+
+from smidgen.forms.cost import macs, nbytes, params
+from smidgen.forms.geometry import Geometry
+from smidgen.forms.rebuild import dense, describe, leaves, rank, replace_last
+from smidgen.forms.stages import Stage, stages
+from smidgen.forms.types import CP, Dense, Form, LowRank, hollow
+
+__all__ = [
+    "CP", "Dense", "Form", "Geometry", "LowRank", "Stage",
+    "dense", "describe", "hollow", "leaves", "macs", "nbytes", "params", "rank", "replace_last", "stages",
+]  # fmt: skip

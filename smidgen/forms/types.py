@@ -1,0 +1,73 @@
+"""The forms themselves: frozen, numpy only, nested by construction.
+
+Axis letters used in this package: ``out`` output channels, ``inp`` input channels of one group, ``rank`` the inner
+dimension, ``kernel`` one axis per spatial dimension (none for a dense layer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """The array itself.
+
+    Args:
+        values: the weight as its layer stores it, ``[out, inp, *kernel]``.
+
+    >>> import numpy as np
+    >>> Dense(np.zeros((4, 3), np.float32)).values.shape
+    (4, 3)
+    """
+
+    values: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A product of two factors, or of three: ``W = U · V`` or ``W = U · C · V`` in each group.
+
+    Args:
+        v: first layer, ``[groups * rank, inp, *kernel]``.
+        u: last layer, ``[out, rank]``.
+        core: optional middle layer ``[groups * rank, rank]`` (the three-factor shape N×K, K×K, K×M).
+        groups: groups of the convolution it replaces.
+    """
+
+    v: Form
+    u: Form
+    core: Form | None = None
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class CP:
+    """A sum of rank-1 kernels, one convolution as four (Lebedev et al. 2015, arXiv:1412.6553).
+
+    ``W[t, s, y, x] = Σ_r out[t, r] · inp[r, s] · kernel₀[r, y] · kernel₁[r, x]``
+
+    Args:
+        inp: 1x1 layer ``[rank, inp]``.
+        kernel: one depthwise filter bank ``[rank, d]`` for each spatial axis.
+        out: 1x1 layer ``[out, rank]``.
+    """
+
+    inp: Form
+    kernel: tuple[Form, ...]
+    out: Form
+
+
+Form = Union[Dense, LowRank, CP]  # noqa: UP007 - the runtime type checker resolves the recursive name from here
+
+
+def hollow(*shape: int) -> np.ndarray:
+    """An array of a shape that takes no memory: for forms whose cost is asked, not their values.
+
+    >>> hollow(1000, 1000).strides
+    (0, 0)
+    """
+    return np.broadcast_to(np.float32(0), shape)

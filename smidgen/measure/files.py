@@ -1,0 +1,41 @@
+"""What a written file weighs, and which file it was."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from smidgen.errors import LoadError
+
+
+def nbytes(path: str | Path) -> int:
+    """Size of the file at ``path`` in bytes. LoadError when there is no such file.
+
+    >>> import tempfile, pathlib
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pathlib.Path(folder, "model.onnx").write_bytes(b"12345")
+    ...     nbytes(folder + "/model.onnx")
+    5
+    5
+    """
+    return _file(path).stat().st_size
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of the file's bytes (FIPS 180-4) in 64 hex digits. LoadError when there is no such file.
+
+    >>> import tempfile, pathlib
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pathlib.Path(folder, "model.onnx").write_bytes(b"abc")
+    ...     sha256(folder + "/model.onnx")[:16]
+    3
+    'ba7816bf8f01cfea'
+    """
+    with _file(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _file(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise LoadError(f"measure: no file '{path}'; check the path")
+    return Path(path)

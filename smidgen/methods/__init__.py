@@ -1,0 +1,133 @@
+"""How a form is found: one file a method, so the folder listing is the index.
+
+A method module defines ``METHOD``, an object with
+
+    name       what the user types
+    settings   a frozen dataclass of plain values (survives JSON)
+    family()   all the forms it offers for one site, from small to large, each with its predicted loss
+
+and is found by being there: see `methods()`. The laws every method obeys are in ``tests/test_methods_contract.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol, get_args, runtime_checkable
+
+import numpy as np
+
+from smidgen.errors import PlanError
+from smidgen.forms import Form
+from smidgen.forms.geometry import Kind
+from smidgen.site import Curvature, Site
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """The forms one method offers for one site.
+
+    Args:
+        method: the method's name.
+        ranks: offered ranks, rising.
+        losses: predicted loss at each rank (nats, or relative squared error without data), never rising.
+        build: rank → form; deterministic.
+        outline: rank → a form of the same shapes without values, to price a rank without building it.
+    """
+
+    method: str
+    ranks: tuple[int, ...]
+    losses: tuple[float, ...]
+    build: Callable[[int], Form]
+    outline: Callable[[int], Form]
+
+    def form(self, rank: int) -> Form:
+        """The form at one of the offered ranks."""
+        if rank not in self.ranks:
+            raise PlanError(
+                f"{self.method}: rank {rank} is not offered here; ranks run from {self.ranks[0]} to {self.ranks[-1]}"
+            )
+        return self.build(rank)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What a method module's ``METHOD`` provides."""
+
+    name: str
+    settings: Any
+
+    def family(self, site: Site, curvature: Curvature, *, device: str = "cpu", seed: int = 0) -> Family:
+        """All forms offered for a site; raises `smidgen.errors.Refusal` with the reason when there is none."""
+        ...
+
+    def with_settings(self, **settings: Any) -> Method:
+        """The same method with other settings."""
+        ...
+
+
+@cache
+def methods() -> dict[str, Method]:
+    """Every method there is, by name.
+
+    >>> sorted(methods())
+    ['cp', 'svd']
+    """
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        method = getattr(importlib.import_module(f"{__name__}.{module.name}"), "METHOD", None)
+        if method is not None:
+            found[method.name] = method
+    return found
+
+
+def falling(losses: Any) -> np.ndarray:
+    """Losses in the order of rising rank, each no larger than the one before: the best so far is kept."""
+    return np.minimum.accumulate(np.maximum(np.asarray(losses, dtype=np.float64), 0.0))
+
+
+def choose_methods(
+    wanted: str | Sequence[str] | Mapping[str, Sequence[str]], settings: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Method], dict[str, tuple[str, ...]]]:
+    """The methods a user asked for, and which layer kinds each may touch.
+
+    Args:
+        wanted: ``"auto"`` for all, a name, names, or names by layer kind (``linear``, ``conv``, ``conv_transpose``).
+        settings: settings by method name, those of a saved plan for instance.
+
+    Returns:
+        Methods by name, and names by layer kind.
+
+    Raises:
+        PlanError: for a method, layer kind or setting that does not exist.
+
+    >>> choose_methods({"linear": ["svd"], "conv": ["cp"]}, {})[1]["conv"]
+    ('cp',)
+    """
+    kinds = get_args(Kind)
+    if isinstance(wanted, Mapping):
+        for kind in wanted:
+            _known("layer kind", kind, kinds)
+        allowed = {kind: tuple(wanted.get(kind, ())) for kind in kinds}
+    else:
+        names = sorted(methods()) if wanted == "auto" else [wanted] if isinstance(wanted, str) else list(wanted)
+        allowed = {kind: tuple(names) for kind in kinds}
+    chosen = {}
+    for name in sorted({name for names in allowed.values() for name in names}):
+        _known("method", name, sorted(methods()))
+        try:
+            chosen[name] = methods()[name].with_settings(**settings.get(name, {}))
+        except TypeError as error:
+            raise PlanError(f"{name}: {error}; its settings are {methods()[name].settings}") from error
+    return chosen, allowed
+
+
+def _known(what: str, name: str, there: Sequence[str]) -> None:
+    if name not in there:
+        near = difflib.get_close_matches(name, there, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise PlanError(f"methods: there is no {what} '{name}'{hint}; there are: {', '.join(there)}")

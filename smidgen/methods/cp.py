@@ -1,0 +1,136 @@
+"""Canonical polyadic decomposition: one convolution as four thin ones (Lebedev et al. 2015, arXiv:1412.6553).
+
+    W[t, s, y, x] ≈ Σ_r T[t, r] · S[s, r] · Y[y, r] · X[x, r]
+
+The four layers are 1x1, d x 1 depthwise, 1 x d depthwise and 1x1: R·(C_in + 2d + C_out) weights for rank R. Factors
+come from regularised alternating least squares; with calibration the output factor is then refitted in the input
+metric, ``T = W A Zᵀ (Z A Zᵀ)⁻¹`` with Z the other three multiplied out. Fits whose terms cancel (the degeneracy that
+Phan et al. 2020, arXiv:2008.05441, describe) are dropped.
+
+Differs from the paper: no fine-tuning afterwards, ridge and norm balancing instead of non-linear least squares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smidgen.errors import Refusal
+from smidgen.forms import CP, Dense, Form
+from smidgen.methods import Family, falling
+from smidgen.numerics.cp import CPFactors, cp_curve, refit_out
+from smidgen.site import Curvature, Site
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of `Cp`.
+
+    Args:
+        points: number of ranks tried, spaced evenly in the logarithm.
+        iterations: sweeps of alternating least squares at each rank.
+        max_share: largest rank offered, as a share of the dense layer's weights.
+    """
+
+    points: int = 10
+    iterations: int = 30
+    max_share: float = 0.7
+
+
+@dataclass(frozen=True)
+class Cp:
+    """A sum of rank-1 kernels.
+
+    >>> import numpy as np
+    >>> from smidgen.forms import Geometry
+    >>> geometry = Geometry("conv", 8, 12, (3, 3), (1, 1), (1, 1), (1, 1), in_size=(6, 6), out_size=(6, 6))
+    >>> site = Site("conv", geometry, np.random.default_rng(0).normal(size=(12, 8, 3, 3)).astype("f4"))
+    >>> len(METHOD.with_settings(points=3, iterations=5).family(site, Curvature()).ranks)
+    3
+    """
+
+    name: str = "cp"
+    settings: Settings = Settings()
+
+    def with_settings(self, **settings: Any) -> Cp:
+        """The same method with other settings."""
+        return replace(self, settings=Settings(**{**asdict(self.settings), **settings}))
+
+    def family(self, site: Site, curvature: Curvature, *, device: str = "cpu", seed: int = 0) -> Family:
+        """A few ranks from one term up to `Settings.max_share` of the layer's weights.
+
+        Args:
+            site: the layer.
+            curvature: its A and G, or identities.
+            device: where to compute.
+            seed: of the random part of the starting factors.
+
+        Raises:
+            Refusal: for a layer that is no ungrouped convolution with a window, or that every rank would grow.
+        """
+        ranks = self._ranks(site)
+        weight = torch.as_tensor(site.weight, dtype=torch.float32, device=device)
+        fits = cp_curve(weight, ranks, seed=seed, iterations=self.settings.iterations)
+        forms, losses, kept = [], [], []
+        for rank, fit in zip(ranks, fits, strict=True):
+            if fit.degenerate:
+                continue
+            factors, loss = _in_metric(weight, fit.factors, curvature)
+            kept.append(rank)
+            forms.append(_form(factors))
+            losses.append(loss)
+        if not kept:
+            raise Refusal("cp: every fit degenerated into cancelling terms")
+        best = _best_so_far(losses)
+        table = {rank: forms[i] for rank, i in zip(kept, best, strict=True)}
+        return Family(self.name, tuple(kept), tuple(falling(losses).tolist()), table.__getitem__, table.__getitem__)
+
+    def _ranks(self, site: Site) -> list[int]:
+        g = site.geometry
+        if g.kind != "conv":
+            raise Refusal("cp: only convolutions have the four-factor form")
+        if g.groups > 1:
+            raise Refusal(f"cp: grouped convolutions are not split ({g.groups} groups)")
+        if prod(g.kernel) == 1:
+            raise Refusal("cp: a 1x1 window is a matrix; use svd")
+        each = g.in_channels + g.out_channels + sum(g.kernel)
+        most = int(self.settings.max_share * site.weight.size / each)
+        if most < 1:
+            raise Refusal(f"cp: every rank would grow this layer ({site.weight.size} weights)")
+        grid = np.geomspace(max(1, most / 64), most, self.settings.points)
+        return sorted({max(1, round(r)) for r in grid})
+
+
+def _in_metric(weight: Tensor, factors: CPFactors, curvature: Curvature) -> tuple[CPFactors, float]:
+    """Refit the output factor under A, and price the residual with the curvature."""
+    basis = factors.inp.T  # [rank, inp], then one kernel axis after another
+    for axis in factors.kernel:
+        basis = (basis[:, :, None] * axis.T[:, None, :]).flatten(1)
+    rows = weight.flatten(1)
+    if curvature.inputs.matrix is not None:
+        factors = replace(factors, out=refit_out(rows, basis, curvature.inputs.matrix[0].to(rows)))
+    residual = (rows - factors.out @ basis)[None].to(torch.float64)
+    return factors, curvature.loss(residual)
+
+
+def _best_so_far(losses: list[float]) -> list[int]:
+    best, index = [], 0
+    for i, loss in enumerate(losses):
+        index = i if loss <= losses[index] else index
+        best.append(index)
+    return best
+
+
+def _form(factors: CPFactors) -> Form:
+    def leaf(values: Tensor) -> Dense:
+        return Dense(values.to(torch.float32).contiguous().cpu().numpy())
+
+    return CP(inp=leaf(factors.inp.T), kernel=tuple(leaf(k.T) for k in factors.kernel), out=leaf(factors.out))
+
+
+METHOD = Cp()

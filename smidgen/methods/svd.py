@@ -1,0 +1,183 @@
+"""Singular value decomposition in the curvature metric: one layer as two in a chain, or three.
+
+    minimise over rank(W_r) = r:   ½ tr(G (W − W_r) A (W − W_r)ᵀ)
+
+With ``S = G^½ W A Wᵀ G^½ = Q Λ Qᵀ`` the solution is the projection ``W_r = G^-½ Q_r Q_rᵀ G^½ W`` and its loss is
+``½ Σ_{k>r} Λ_k`` (Eckart and Young in the norm weighted on both sides; Zhang et al. 2015, arXiv:1505.06798, for
+G = I). It needs no root of A, so a very wide layer costs no more than its outputs. Without data A = G = I, which is
+the plain SVD (Denton et al. 2014, arXiv:1404.0736).
+
+A convolution is split along its outputs: r filters of the full window, then a 1x1 layer. Grouped convolutions are
+split group by group, all groups with the same rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from smidgen.errors import Refusal
+from smidgen.forms import Dense, Form, LowRank, hollow
+from smidgen.methods import Family, falling
+from smidgen.numerics.lowrank import spectral_factor, svd_truncated
+from smidgen.site import Curvature, Site, grouped
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of `Svd`.
+
+    Args:
+        factors: 2 for U·V, 3 for U·C·V with a square middle layer.
+        damp: added to G's diagonal, as a share of its mean.
+    """
+
+    factors: int = 2
+    damp: float = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """The spectrum of one site, ready to be cut at any rank (float64, one entry a group)."""
+
+    spectrum: Float[Tensor, "groups k"]
+    left: Float[Tensor, "groups out k"]
+    right: Float[Tensor, "groups k n"]
+
+    def losses(self, scale: float) -> np.ndarray:
+        """Loss after keeping 1, 2, … components."""
+        total = self.spectrum.sum(0)
+        tail = total.flip(0).cumsum(0).flip(0)
+        return 0.5 * scale * torch.cat([tail[1:], tail.new_zeros(1)]).cpu().numpy()
+
+
+def decompose(weight: Float[Tensor, "groups out n"], curvature: Curvature, damp: float) -> Basis:
+    """Spectrum and singular bases of the weight in the curvature metric.
+
+    Args:
+        weight: im2col rows, split by group, float64.
+        curvature: A and G of the site; identities when empty.
+        damp: share of G's mean diagonal added to it.
+
+    >>> import torch
+    >>> from smidgen.site import Curvature
+    >>> basis = decompose(torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64))[None], Curvature(), 0.01)
+    >>> [round(float(s), 6) for s in basis.spectrum[0]]
+    [9.0, 1.0]
+    """
+    if curvature.inputs.matrix is None and curvature.inputs.rows is None:
+        parts = [svd_truncated(group, None) for group in weight]
+        return Basis(
+            torch.stack([s**2 for _, s, _ in parts]),
+            torch.stack([u for u, _, _ in parts]),
+            torch.stack([s[:, None] * vh for _, s, vh in parts]),
+        )
+    gram = curvature.inputs.between(weight, weight)
+    g = curvature.outputs.matrix
+    if g is None:
+        root = inverse = torch.eye(weight.shape[1]).to(weight).expand(weight.shape[0], -1, -1)
+    else:
+        factors = [spectral_factor(group.to(weight), damp) for group in g]
+        root, inverse = torch.stack([f[0] for f in factors]), torch.stack([f[1] for f in factors])
+    spectrum, q = torch.linalg.eigh(root @ gram @ root)
+    spectrum, q = spectrum.flip(1).clamp_min(0), q.flip(2)
+    most = min(weight.shape[1:])
+    return Basis(spectrum[:, :most], (inverse @ q)[:, :, :most], (q.mT @ root @ weight)[:, :most])
+
+
+@dataclass(frozen=True)
+class Svd:
+    """Low rank in closed form.
+
+    >>> import numpy as np
+    >>> from smidgen.forms import Geometry
+    >>> site = Site("fc", Geometry("linear", 30, 20), np.random.default_rng(0).normal(size=(20, 30)).astype("f4"))
+    >>> family = METHOD.family(site, Curvature())
+    >>> family.ranks[-1], family.losses[0] > family.losses[-1]
+    (11, True)
+    """
+
+    name: str = "svd"
+    settings: Settings = Settings()
+
+    def with_settings(self, **settings: Any) -> Svd:
+        """The same method with other settings."""
+        return replace(self, settings=Settings(**{**asdict(self.settings), **settings}))
+
+    def family(self, site: Site, curvature: Curvature, *, device: str = "cpu", seed: int = 0) -> Family:
+        """Every rank that makes the layer smaller.
+
+        Args:
+            site: the layer.
+            curvature: its A and G, or identities.
+            device: where to compute.
+            seed: unused, the solution is closed form.
+
+        Raises:
+            Refusal: for a layer that no rank makes smaller, or whose shape has no two-factor form.
+        """
+        g = site.geometry
+        self._check(site)
+        weight = torch.as_tensor(grouped(site.weight, g.groups), dtype=torch.float64, device=device)
+        most = self._largest_rank(weight.shape[1], weight.shape[2])
+        if most < 1:
+            raise Refusal(f"svd: every rank would grow this layer ({site.weight.size} weights)")
+        basis = decompose(weight, curvature, self.settings.damp)
+        losses = falling(basis.losses(curvature.scale)[:most])
+        ranks = tuple(range(1, len(losses) + 1))
+        window = site.weight.shape[1:]
+        return Family(
+            self.name,
+            ranks,
+            tuple(losses.tolist()),
+            build=lambda r: self._form(basis, r, window, g.groups),
+            outline=lambda r: self._outline(r, site),
+        )
+
+    def _check(self, site: Site) -> None:
+        if site.geometry.kind == "conv_transpose":
+            raise Refusal("svd: transposed convolutions have no two-factor form here")
+        if site.geometry.depthwise:
+            raise Refusal("svd: a depthwise layer has one input channel a group: nothing to factor")
+
+    def _largest_rank(self, out: int, columns: int) -> int:
+        """Largest rank r with r·(out + columns) (+ r² for three factors) below out·columns."""
+        half = out + columns
+        if self.settings.factors == 3:
+            most = int((-half + np.sqrt(half**2 + 4 * out * columns)) / 2)
+            most -= most * (half + most) >= out * columns
+        else:
+            most = (out * columns - 1) // half
+        return min(most, out, columns)
+
+    def _form(self, basis: Basis, rank: int, window: tuple[int, ...], groups: int) -> Form:
+        u, v = basis.left[:, :, :rank], basis.right[:, :rank]
+        # Equal norms on both sides of each component: neither factor is left with tiny or huge rows.
+        balance = (v.norm(dim=2) / u.norm(dim=1).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+        core = None
+        if self.settings.factors == 3:
+            strength = u.norm(dim=1) * v.norm(dim=2)
+            u, v = u / u.norm(dim=1, keepdim=True).clamp_min(1e-300), v / v.norm(dim=2, keepdim=True).clamp_min(1e-300)
+            core = _leaf(torch.diag_embed(strength).flatten(0, 1))
+        else:
+            u, v = u * balance[:, None, :], v / balance[:, :, None]
+        v_leaf = _leaf(v.flatten(0, 1).reshape(groups * rank, *window))
+        return LowRank(v=v_leaf, u=_leaf(u.flatten(0, 1)), core=core, groups=groups)
+
+    def _outline(self, rank: int, site: Site) -> Form:
+        groups, out = site.geometry.groups, site.weight.shape[0]
+        core = Dense(hollow(groups * rank, rank)) if self.settings.factors == 3 else None
+        v = Dense(hollow(groups * rank, *site.weight.shape[1:]))
+        return LowRank(v=v, u=Dense(hollow(out, rank)), core=core, groups=groups)
+
+
+def _leaf(values: Tensor) -> Dense:
+    return Dense(values.to(torch.float32).cpu().numpy())
+
+
+METHOD = Svd()

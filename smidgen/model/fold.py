@@ -1,0 +1,46 @@
+"""Fold BatchNorm into the layer before it, so that a weight's scale is the scale of what the network passes on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+FOLDS_INTO = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def fold_norms(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
+    """A copy in which each named BatchNorm has become part of the layer before it.
+
+    ``W' = W · γ/σ``, ``b' = (b − μ)·γ/σ + β`` for each output channel; the BatchNorm becomes an identity.
+
+    Args:
+        model: in evaluation mode; not changed.
+        pairs: (layer, BatchNorm) module names; the BatchNorm must be the layer's only reader.
+
+    >>> model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
+    >>> fold_norms(model, [("0", "1")])[1]
+    Identity()
+    """
+    result = copy.deepcopy(model)
+    for layer_name, norm_name in pairs:
+        layer: Any = result.get_submodule(layer_name)
+        norm: Any = result.get_submodule(norm_name)
+        if isinstance(layer, FOLDS_INTO) and norm.running_var is not None and norm.affine:
+            _fold(layer, norm)
+            parent, _, leaf = norm_name.rpartition(".")
+            setattr(result.get_submodule(parent), leaf, nn.Identity())
+    return result
+
+
+def _fold(layer: Any, norm: Any) -> None:
+    with torch.no_grad():
+        gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        bias = layer.bias.double() if layer.bias is not None else torch.zeros_like(gain)
+        shifted = (bias - norm.running_mean.double()) * gain + norm.bias.double()
+        column = gain.reshape(-1, *[1] * (layer.weight.ndim - 1))
+        layer.weight.copy_((layer.weight.double() * column).to(layer.weight.dtype))
+        layer.bias = nn.Parameter(shifted.to(layer.weight.dtype))

@@ -1,0 +1,156 @@
+"""Put stored forms into a network as ordinary torch layers, save it, and rebuild it from its file."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from smidgen.errors import LoadError
+from smidgen.forms import Dense, Geometry, stages
+from smidgen.site import Site, Stored
+
+FORMAT = "smidgen-modules-1"
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+def with_forms(model: nn.Module, sites: list[Site], stored: Mapping[str, Stored]) -> nn.Module:
+    """A copy of the network in which the given sites hold the given forms.
+
+    A factored site becomes an ``nn.Sequential`` of plain layers in the same place, with the same input and output, so
+    the result trains, saves and exports like any network.
+
+    Args:
+        model: the original; not changed.
+        sites: its sites, from `smidgen.model.sites.find_sites`.
+        stored: form and bias by site name; sites not named stay as they are.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> from smidgen.forms import LowRank
+    >>> from smidgen.model.sites import find_sites
+    >>> u, v = Dense(np.ones((3, 1), "f4")), Dense(np.ones((1, 4), "f4"))
+    >>> small = with_forms(model, find_sites(model, torch.zeros(1, 4)), {"0": Stored(LowRank(v, u), np.zeros(3, "f4"))})
+    >>> small(torch.ones(1, 4)).tolist()
+    [[4.0, 4.0, 4.0]]
+    """
+    result = copy.deepcopy(model)
+    for site in sites:
+        if site.name in stored:
+            place(result, site, stored[site.name])
+    return result
+
+
+def place(model: nn.Module, site: Site, stored: Stored) -> None:
+    """Replace one site of a network, in place (the caller owns the copy)."""
+    old = model.get_submodule(site.name)
+    like = next(old.parameters())
+    chain = stages(stored.form, site.geometry)
+    layers = []
+    for i, stage in enumerate(chain):
+        bias = stored.bias if i == len(chain) - 1 else None
+        layer = build_layer(stage.geometry, bias is not None)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(stage.values)))
+            if bias is not None:
+                layer.bias.copy_(torch.from_numpy(bias))
+        layers.append(layer.to(like.device, like.dtype).train(old.training))
+    _set(model, site.name, layers[0] if len(layers) == 1 else nn.Sequential(*layers))
+
+
+def build_layer(g: Geometry, bias: bool) -> Any:
+    """The plain torch layer of a geometry, uninitialised weights included."""
+    if g.kind == "linear":
+        return nn.Linear(g.in_channels, g.out_channels, bias=bias)
+    window: Any = {"stride": g.stride, "padding": g.padding, "dilation": g.dilation, "groups": g.groups, "bias": bias}
+    if g.kind == "conv_transpose":
+        kind = _TRANSPOSED[len(g.kernel)]
+        return kind(g.in_channels, g.out_channels, g.kernel, output_padding=g.output_padding, **window)
+    return _CONV[len(g.kernel)](g.in_channels, g.out_channels, g.kernel, **window)
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def save_network(model: nn.Module, sites: list[Site], stored: Mapping[str, Stored], path: Path) -> None:
+    """Write a network's weights and the structure of its factored sites as safetensors (no pickle).
+
+    Args:
+        model: the network as `with_forms` made it, perhaps trained since.
+        sites, stored: what it was made from.
+        path: file to write.
+    """
+    chains = {
+        site.name: [stage.geometry.to_dict() for stage in stages(stored[site.name].form, site.geometry)]
+        for site in sites
+        if site.name in stored and not isinstance(stored[site.name].form, Dense)
+    }
+    biased = {
+        site.name: site.bias is not None or stored[site.name].bias is not None for site in sites if site.name in chains
+    }
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    header = {"format": FORMAT, "chains": json.dumps(chains), "biased": json.dumps(biased)}
+    partial = path.with_name(path.name + ".part")
+    save_file(tensors, partial, metadata=header)
+    partial.replace(path)
+
+
+def rebuild_network(model: nn.Module, path: Path) -> nn.Module:
+    """A copy of a freshly made network with the factored layers and weights of a file from `save_network`.
+
+    Args:
+        model: the user's network, built by the user's unchanged class.
+        path: the safetensors file.
+
+    Returns:
+        The smaller network, ready to run, train and export.
+
+    Raises:
+        LoadError: when the file is damaged or belongs to another network.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        if header.get("format") != FORMAT:
+            raise LoadError(f"load: '{path}' was not written by smidgen's save (format {header.get('format')!r})")
+        chains, biased = json.loads(header["chains"]), json.loads(header["biased"])
+        result = copy.deepcopy(model)
+        for name, chain in chains.items():
+            last = len(chain) - 1
+            keys = [f"{name}.weight"] if last == 0 else [f"{name}.{i}.weight" for i in range(len(chain))]
+            geometries = [_checked(entry, tensors[key]) for entry, key in zip(chain, keys, strict=True)]
+            layers = [build_layer(g, biased[name] and i == last) for i, g in enumerate(geometries)]
+            result.get_submodule(name)
+            _set(result, name, layers[0] if last == 0 else nn.Sequential(*layers))
+        result.load_state_dict(tensors)
+    except LoadError:
+        raise
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LoadError(f"load: '{path}' does not fit this network: {first}") from error
+    return result
+
+
+def _checked(entry: dict[str, Any], weight: torch.Tensor) -> Geometry:
+    """A stored geometry, once it is certain that its layer is as large as the weight that fills it."""
+    geometry = Geometry.from_dict(entry)
+    if geometry.kind == "linear":
+        expected = [geometry.out_channels, geometry.in_channels]
+    elif geometry.kind == "conv":
+        expected = [geometry.out_channels, geometry.in_channels // geometry.groups, *geometry.kernel]
+    else:
+        expected = [geometry.in_channels, geometry.out_channels // geometry.groups, *geometry.kernel]
+    if list(weight.shape) != expected:
+        raise ValueError(f"a layer of shape {expected} has a weight of shape {list(weight.shape)}")
+    return geometry

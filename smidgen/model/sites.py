@@ -1,0 +1,134 @@
+"""Find the layers of a network whose weights can be stored in another form."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from smidgen.errors import LoadError
+from smidgen.forms import Geometry
+from smidgen.site import Site
+
+LINEAR = (nn.Linear,)
+CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = LINEAR + CONV + TRANSPOSED
+
+
+def find_sites(model: nn.Module, example: Tensor) -> list[Site]:
+    """Every layer with a weight matrix, in the order a forward pass runs them.
+
+    Args:
+        model: the network, in evaluation mode.
+        example: one batch of inputs, ``[n, …]``.
+
+    Returns:
+        One `Site` a layer; those that must be left alone carry the reason in ``refusal``.
+
+    Raises:
+        LoadError: when the network cannot run on the example, or holds NaN or infinite weights.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> [site.name for site in find_sites(model, torch.zeros(1, 4))]
+    ['0', '2']
+    """
+    calls = _trace(model, example)
+    owners = Counter(id(m.weight) for m in _named_layers(model).values())
+    sites = []
+    for name, seen in calls.items():
+        module: Any = model.get_submodule(name)
+        geometry = _geometry(module, *seen[0])
+        weight, bias = _array(name, "weight", module.weight), _array(name, "bias", module.bias)
+        assert weight is not None  # layers of these kinds always have one
+        shared = owners[id(module.weight)] > 1
+        sites.append(Site(name, geometry, weight, bias, _refusal(module, len(seen), shared)))
+    return sites
+
+
+def _named_layers(model: nn.Module) -> dict[str, Any]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, LAYERS)}
+
+
+def _trace(model: nn.Module, example: Tensor) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """Input and output shapes of every call of every layer, in calling order."""
+    calls: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    handles = [
+        module.register_forward_hook(
+            lambda _m, args, out, name=name: calls.setdefault(name, []).append((tuple(args[0].shape), tuple(out.shape)))
+        )
+        for name, module in _named_layers(model).items()
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LoadError(
+            f"load: the network cannot run on an input of shape {tuple(example.shape)}: {reason}; "
+            "check the example's shape, layout and type"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _geometry(module: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Geometry:
+    if isinstance(module, LINEAR):
+        middle = in_shape[1:-1]
+        return Geometry("linear", module.in_features, module.out_features, in_size=middle, out_size=middle)
+    spatial = len(module.kernel_size)
+    transposed = isinstance(module, TRANSPOSED)
+    return Geometry(
+        "conv_transpose" if transposed else "conv",
+        module.in_channels,
+        module.out_channels,
+        kernel=tuple(module.kernel_size),
+        stride=tuple(module.stride),
+        padding=_padding(module, spatial),
+        dilation=tuple(module.dilation),
+        groups=module.groups,
+        in_size=in_shape[-spatial:],
+        out_size=out_shape[-spatial:],
+        output_padding=tuple(module.output_padding) if transposed else (),
+    )
+
+
+def _padding(module: Any, spatial: int) -> tuple[int, ...]:
+    if module.padding == "valid":
+        return (0,) * spatial
+    if module.padding == "same":
+        return tuple(d * (k - 1) // 2 for k, d in zip(module.kernel_size, module.dilation, strict=True))
+    return tuple(module.padding)
+
+
+def _refusal(module: Any, calls: int, shared: bool) -> str | None:
+    if type(module) not in LAYERS:
+        return f"a {type(module).__name__} does more than its base class"
+    if calls > 1:
+        return f"runs {calls} times in one forward pass"
+    if shared:
+        return "its weight is shared with another layer"
+    if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+        return "three-dimensional convolution"
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return f"padding mode {module.padding_mode!r}"
+    if getattr(module, "padding", 0) == "same" and any(
+        d * (k - 1) % 2 for k, d in zip(module.kernel_size, module.dilation, strict=True)
+    ):
+        return "asymmetric 'same' padding"
+    return None
+
+
+def _array(name: str, what: str, parameter: Tensor | None) -> np.ndarray | None:
+    if parameter is None:
+        return None
+    values = parameter.detach().to("cpu", torch.float32).numpy()
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        raise LoadError(f"load: {name}.{what} holds {bad} NaN or infinite values; repair or retrain the network")
+    return values

@@ -1,0 +1,104 @@
+"""One price over all sites: each takes the option that minimises ``Δloss + λ · bytes``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from math import inf
+
+import numpy as np
+
+from smidgen.methods import Method
+from smidgen.planning.candidates import Options
+from smidgen.planning.plan import Choice, Plan, fingerprint
+
+# The dial permits losing the share t^5 of what the network is worth: 0.1 stands for 0.00001 of it, 0.5 for 0.03. The
+# power lets most of the dial cover the range in which networks still answer (SqueezeNet calibrated: 0.1 to 0.3;
+# GenderNet without data: 0.4 to 0.8).
+DIAL = 5.0
+
+
+def price_of_tradeoff(tradeoff: float, options: Sequence[Options]) -> float:
+    """The price λ that a position of the trade-off dial stands for: one rising formula for every network.
+
+    The highest λ at which the predicted loss of the whole plan is at most ``t⁵ · D``, D the predicted loss of losing
+    every weight that a method may touch. So 0 keeps everything, 1 only cares for size, and bytes never rise with t.
+
+    Args:
+        tradeoff: t in [0, 1].
+        options: of every site.
+
+    Returns:
+        λ, loss per byte; infinity for 1.
+    """
+    if tradeoff >= 1:
+        return inf
+    allowed = tradeoff**DIAL * sum(option.worth for option in options)
+    price = max((price for price, loss in staircase(options) if loss <= allowed), default=0.0)
+    return price * (1 + 1e-9)  # just past the step, whatever rounding makes of the tie
+
+
+def staircase(options: Sequence[Options]) -> list[tuple[float, float]]:
+    """Every price at which the plan changes, rising, and the predicted loss from that price on."""
+    steps = sorted(step for option in options for step in _steps(option))
+    total, result = 0.0, [(0.0, 0.0)]
+    for price, rise in steps:
+        total += rise
+        result.append((price, total))
+    return result
+
+
+def _steps(option: Options) -> list[tuple[float, float]]:
+    """Prices at which one site changes its choice and how much its loss rises there: its lower convex hull."""
+    order = np.lexsort((option.losses, -option.sizes))
+    hull: list[int] = []
+    for i in order.tolist():
+        while hull and option.losses[i] <= option.losses[hull[-1]]:
+            hull.pop()  # smaller and no worse
+        while len(hull) > 1 and _slope(option, hull[-1], i) <= _slope(option, hull[-2], hull[-1]):
+            hull.pop()
+        if not hull or option.sizes[i] < option.sizes[hull[-1]]:
+            hull.append(i)
+    return [(_slope(option, a, b), float(option.losses[b] - option.losses[a])) for a, b in pairwise(hull)]
+
+
+def _slope(option: Options, a: int, b: int) -> float:
+    """Loss per byte saved in going from option a to the smaller option b."""
+    saved = int(option.sizes[a]) - int(option.sizes[b])
+    return float(option.losses[b] - option.losses[a]) / saved if saved > 0 else inf
+
+
+def allocate(options: Sequence[Options], price: float, methods: Mapping[str, Method]) -> Plan:
+    """The plan at a price.
+
+    Args:
+        options: of every site.
+        price: λ, loss per byte; infinity asks for the fewest bytes.
+        methods: those the options came from; their settings go into the plan.
+
+    Returns:
+        A plan; at a higher price it never has more bytes.
+    """
+    choices = []
+    for option in options:
+        # Ties go to the smaller form, then to the smaller loss.
+        order = np.lexsort(
+            (option.losses, option.sizes, 0 * option.sizes if price == inf else option.losses + price * option.sizes)
+        )
+        best = int(order[0])
+        method, rank = option.labels[best]
+        reason = _reason(option) if method is None else None
+        choices.append(
+            Choice(option.site.name, method, rank, float(option.losses[best]), int(option.sizes[best]), reason)
+        )
+    settings = {name: asdict(method.settings) for name, method in methods.items()}
+    return Plan(tuple(choices), price, fingerprint([o.site for o in options]), settings)
+
+
+def _reason(option: Options) -> str:
+    if option.site.refusal is not None:
+        return option.site.refusal
+    if len(option.labels) > 1:
+        return "dense is best at this price"
+    return "; ".join(dict.fromkeys(option.refusals.values())) or "no method was asked"

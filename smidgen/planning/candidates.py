@@ -1,0 +1,119 @@
+"""Everything each site could become, with predicted loss and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from smidgen.errors import Refusal
+from smidgen.forms import Dense, Form, nbytes
+from smidgen.methods import Family, Method
+from smidgen.site import Curvature, Site, grouped
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """What one site could become.
+
+    Args:
+        site: the layer.
+        families: one a method that offers something.
+        losses, sizes: predicted loss and bytes of each option; entry 0 is the layer as it is.
+        labels: (method, rank) of each option.
+        refusals: reason by method name.
+        worth: predicted loss of losing the layer altogether; what the trade-off dial is measured in.
+    """
+
+    site: Site
+    families: Mapping[str, Family]
+    losses: np.ndarray
+    sizes: np.ndarray
+    labels: tuple[tuple[str | None, int | None], ...]
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    worth: float = 0.0
+
+    def form(self, method: str | None, rank: int | None) -> Form:
+        """The form of one option."""
+        if method is None or rank is None:
+            return Dense(self.site.weight)
+        return self.families[method].form(rank)
+
+    def outline(self, method: str | None, rank: int | None) -> Form:
+        """A form of the same shapes without values, to count what it costs."""
+        if method is None or rank is None:
+            return Dense(self.site.weight)
+        return self.families[method].outline(rank)
+
+
+def gather(
+    sites: Sequence[Site],
+    curvatures: Mapping[str, Curvature],
+    methods: Mapping[str, Method],
+    *,
+    allowed: Mapping[str, Sequence[str]] | None = None,
+    target: str = "onnx",
+    device: str = "cpu",
+    seed: int = 0,
+    tick: Callable[[str], None] = lambda name: None,
+) -> list[Options]:
+    """Ask every method for its forms at every site.
+
+    Args:
+        sites: the network's sites, in running order.
+        curvatures: by site name.
+        methods: the methods to ask, by name.
+        allowed: names of those that may touch each layer kind; all when None.
+        target: the file whose bytes count.
+        device: where methods compute.
+        seed: for methods that draw.
+        tick: called with each site's name when it is done.
+    """
+    result = []
+    for site in sites:
+        names = methods if allowed is None else allowed.get(site.geometry.kind, ())
+        asked = {name: methods[name] for name in names}
+        result.append(_options(site, curvatures.get(site.name, weights_only(site)), asked, target, device, seed))
+        tick(site.name)
+    return result
+
+
+def _options(
+    site: Site, curvature: Curvature, methods: Mapping[str, Method], target: str, device: str, seed: int
+) -> Options:
+    whole = nbytes(Dense(site.weight), site.geometry, target)
+    entries: list[tuple[float, int, str | None, int | None]] = [(0.0, whole, None, None)]
+    families, refusals = {}, {}
+    for name, method in methods.items():
+        try:
+            if site.refusal is not None:
+                raise Refusal(site.refusal)
+            family = method.family(site, curvature, device=device, seed=seed)
+        except Refusal as refusal:
+            refusals[name] = str(refusal)
+            continue
+        families[name] = family
+        for rank, loss in zip(family.ranks, family.losses, strict=True):
+            size = nbytes(family.outline(rank), site.geometry, target)
+            if size < whole:
+                entries.append((loss, size, name, rank))
+        if all(method != name for _, _, method, _ in entries):
+            refusals[name] = f"{name}: every rank would grow this layer ({whole} bytes)"
+    weight = torch.as_tensor(grouped(site.weight, site.geometry.groups), dtype=torch.float64)
+    return Options(
+        site,
+        families,
+        losses=np.array([e[0] for e in entries]),
+        sizes=np.array([e[1] for e in entries]),
+        labels=tuple((e[2], e[3]) for e in entries),
+        refusals=refusals,
+        worth=curvature.loss(weight) if families else 0.0,
+    )
+
+
+def weights_only(site: Site) -> Curvature:
+    """The curvature where there is no data: loss is the squared error relative to the weight's own energy."""
+    energy = float(np.square(site.weight, dtype=np.float64).sum())
+    return Curvature(source="no data", scale=2.0 / energy if energy > 0 else 1.0)

@@ -1,0 +1,119 @@
+"""The plan: which form each site takes, as plain values that can be saved and replayed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from smidgen.errors import PlanError
+from smidgen.site import Site
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one site takes.
+
+    Args:
+        site: its name.
+        method: method name, or None when the site stays dense.
+        rank: inner dimension for a factored form.
+        loss: predicted rise of the loss.
+        nbytes: predicted bytes in the target's file.
+        reason: why the site stays dense, when it does.
+    """
+
+    site: str
+    method: str | None
+    rank: int | None
+    loss: float
+    nbytes: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One choice a site, at one price.
+
+    Args:
+        choices: in the order the sites run.
+        price: λ, loss per byte, at which they were made.
+        network: fingerprint of the network's sites.
+        settings: by method name, what the methods were set to.
+    """
+
+    choices: tuple[Choice, ...]
+    price: float
+    network: str
+    settings: dict[str, dict[str, Any]]
+
+    @property
+    def loss(self) -> float:
+        """Predicted rise of the loss, all sites together."""
+        return sum(choice.loss for choice in self.choices)
+
+    @property
+    def nbytes(self) -> int:
+        """Predicted bytes of all sites together."""
+        return sum(choice.nbytes for choice in self.choices)
+
+    @property
+    def key(self) -> tuple[tuple[str | None, int | None], ...]:
+        """What tells two plans apart."""
+        return tuple((c.method, c.rank) for c in self.choices)
+
+    def to_json(self) -> str:
+        """The plan as JSON text; see `plan_from_json`."""
+        entries = {"version": VERSION, "network": self.network, "price": self.price, "settings": self.settings}
+        return json.dumps({**entries, "choices": [asdict(c) for c in self.choices]}, indent=1)
+
+
+def fingerprint(sites: list[Site]) -> str:
+    """Names and shapes of a network's sites as one short hash.
+
+    >>> len(fingerprint([]))
+    16
+    """
+    text = json.dumps([(s.name, list(s.weight.shape), s.geometry.kind) for s in sites])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plan_from_json(text: str, sites: list[Site]) -> Plan:
+    """Read a plan back and check that it belongs to the network.
+
+    Args:
+        text: what `Plan.to_json` wrote.
+        sites: the network's sites.
+
+    Raises:
+        PlanError: for damaged text, another version, unknown fields or another network.
+    """
+    try:
+        entries = json.loads(text)
+        version = entries.pop("version")
+        if version != VERSION:
+            raise PlanError(f"plan: version {version} is not supported; this smidgen reads version {VERSION}")
+        choices = tuple(_choice(entry) for entry in entries.pop("choices"))
+        plan = Plan(choices=choices, **entries)
+        if not isinstance(plan.settings, dict) or not isinstance(plan.network, str):
+            raise TypeError("settings and network must be an object and a text")
+    except PlanError:
+        raise
+    except Exception as error:
+        raise PlanError(f"plan: not a plan file that smidgen wrote: {type(error).__name__}: {error}") from error
+    if plan.network != fingerprint(sites) or [c.site for c in choices] != [s.name for s in sites]:
+        raise PlanError("plan: it was made for another network (layer names or shapes differ); make a new one")
+    return plan
+
+
+def _choice(entry: dict[str, Any]) -> Choice:
+    choice = Choice(**entry)
+    whole = isinstance(choice.rank, int) and not isinstance(choice.rank, bool) and choice.rank > 0
+    if not isinstance(choice.site, str) or (choice.method is None) != (choice.rank is None):
+        raise TypeError(f"a choice needs a site, and a method together with a rank, not {entry}")
+    if choice.method is not None and (not isinstance(choice.method, str) or not whole):
+        raise TypeError(f"rank of '{choice.site}' must be a positive whole number, not {choice.rank!r}")
+    return choice

@@ -1,0 +1,153 @@
+"""Find the price λ at which what was measured on the written file meets the budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from smidgen.planning.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One plan, carried out, written and measured.
+
+    Args:
+        plan: what was asked for.
+        nbytes: size of the written file.
+        points: points of the metric lost on the selection inputs, None where nothing was measured.
+        carried: whatever the caller wants back with it (the realised network).
+    """
+
+    plan: Plan
+    nbytes: int
+    points: float | None
+    carried: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Where a search ended.
+
+    Args:
+        best: the trial kept.
+        met: whether it meets the budget.
+        trials: all trials, in the order they ran.
+        note: how close it came when the budget was not met.
+    """
+
+    best: Trial
+    met: bool
+    trials: tuple[Trial, ...] = field(default_factory=tuple)
+    note: str = ""
+
+
+Realise = Callable[[Plan], Trial]
+PlanAt = Callable[[float], Plan]
+
+# λ spans this many powers of ten around the middle of the dial: below nothing is worth removing, above everything.
+DECADES = 12
+
+
+def search_size(plan_at: PlanAt, realise: Realise, limit: int, middle: float, *, most_trials: int = 5) -> Outcome:
+    """The lowest price whose written file has at most ``limit`` bytes.
+
+    Predicted bytes rank the plans; the gap between predicted and written is learned from each file written.
+
+    Args:
+        plan_at: price → plan.
+        realise: carries a plan out, writes and measures it.
+        limit: bytes.
+        middle: a price in the middle of the useful range.
+        most_trials: files written at most.
+    """
+    trials: list[Trial] = []
+    gap = 0
+    for _ in range(most_trials):
+        plan = _cheapest(plan_at, lambda p: p.nbytes + gap <= limit, middle)  # noqa: B023 - used at once
+        if any(t.plan.key == plan.key for t in trials):
+            break
+        trials.append(realise(plan))
+        gap = trials[-1].nbytes - plan.nbytes
+        if trials[-1].nbytes <= limit and limit - trials[-1].nbytes < 0.002 * limit:
+            break
+    fitting = [t for t in trials if t.nbytes <= limit]
+    if fitting:
+        return Outcome(max(fitting, key=lambda t: t.nbytes), True, tuple(trials))
+    smallest = plan_at(math.inf)
+    if all(t.plan.key != smallest.key for t in trials):
+        trials.append(realise(smallest))
+    best = min(trials, key=lambda t: t.nbytes)
+    return Outcome(
+        best,
+        best.nbytes <= limit,
+        tuple(trials),
+        f"the smallest file found has {best.nbytes} bytes, asked were {limit}",
+    )
+
+
+def search_drop(
+    plan_at: PlanAt, realise: Realise, most_points: float, middle: float, *, most_trials: int = 10
+) -> Outcome:
+    """The smallest written file that loses at most ``most_points`` on the selection inputs.
+
+    Bisection over the logarithm of the price; loss rises with it but for noise, so the smallest file among all trials
+    that keep the promise wins.
+
+    Args:
+        plan_at: price → plan.
+        realise: carries a plan out, writes and measures it.
+        most_points: percentage points of the metric.
+        middle: a price in the middle of the useful range.
+        most_trials: files written at most.
+    """
+    done: dict[Any, Trial] = {}
+
+    def trial(exponent: float) -> Trial:
+        plan = plan_at(middle * 10**exponent)
+        if plan.key not in done:
+            done[plan.key] = realise(plan)
+        return done[plan.key]
+
+    low, high = -DECADES / 2, DECADES / 2
+    for _ in range(4 * most_trials):
+        if len(done) >= most_trials or high - low < 0.005:
+            break
+        exponent = (low + high) / 2
+        if _keeps(trial(exponent), most_points):
+            low = exponent
+        else:
+            high = exponent
+    kept = [t for t in done.values() if _keeps(t, most_points)]
+    if not kept:
+        kept = [t for t in [trial(-4 * DECADES)] if _keeps(t, most_points)]
+    if kept:
+        return Outcome(min(kept, key=lambda t: t.nbytes), True, tuple(done.values()))
+    best = min(done.values(), key=lambda t: (math.inf if t.points is None else t.points, t.nbytes))
+    return Outcome(
+        best, False, tuple(done.values()), f"the closest loses {best.points:.2f} points, allowed were {most_points:g}"
+    )
+
+
+def _keeps(trial: Trial, most_points: float) -> bool:
+    # A hair of slack for the floating-point sum that turns counts into points.
+    return trial.points is not None and trial.points <= most_points + 1e-9
+
+
+def _cheapest(plan_at: PlanAt, fits: Callable[[Plan], bool], middle: float) -> Plan:
+    """The plan at the lowest price that fits; the smallest plan when none does."""
+    low, high = -2.0 * DECADES, 2.0 * DECADES
+    first = plan_at(middle * 10**low)
+    if fits(first):
+        return first
+    best = plan_at(math.inf)
+    for _ in range(60):
+        exponent = (low + high) / 2
+        plan = plan_at(middle * 10**exponent)
+        if fits(plan):
+            best, high = plan, exponent
+        else:
+            low = exponent
+    return best

@@ -1,0 +1,175 @@
+"""The record of a run: everything ``result.json`` says, measured on the written files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smidgen.budget import Budget
+from smidgen.data import Dataset, Roles
+from smidgen.forms import Dense, Form, describe, macs, nbytes, params
+from smidgen.measure.cost import onnx_cost
+from smidgen.measure.files import nbytes as file_nbytes
+from smidgen.measure.latency import measure_latency
+from smidgen.measure.memory import peak_rss_bytes
+from smidgen.measure.scores import Judge, Metric, Scores
+from smidgen.planning.candidates import Options
+from smidgen.planning.search import Outcome
+from smidgen.runtimes.onnxruntime import OnnxRunner, open_onnx, run_dataset
+
+SCHEMA_VERSION = 1
+SCORED = ("accuracy", "roc_auc", "agreement", "kl", "top5", "output_error", "metric")
+PACKAGES = ("smidgen", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")
+
+
+def measure_files(
+    paths: Mapping[str, Path], test: Dataset | None, metric: Metric | None, one: np.ndarray, threads: int, batch: int
+) -> dict[str, dict[str, Any]]:
+    """Score and time written files in their runtime, the first being the original.
+
+    Args:
+        paths: file by name, the original first.
+        test: inputs scored once, or None.
+        metric: replaces accuracy.
+        one: a single input, for latency.
+        threads: of the runtime.
+        batch: inputs a call while scoring.
+
+    Returns:
+        By name, what ``result.json`` says of a file; null where nothing could be measured, with ``why``.
+    """
+    runners = {name: open_onnx(path, threads) for name, path in paths.items()}
+    try:
+        timed = measure_latency(runners, one)
+        scored = _scores(runners, test, metric, batch)
+        entries = {}
+        for name, path in paths.items():
+            count, macs_ = onnx_cost(path)
+            entries[name] = {"path": path.name, "nbytes": file_nbytes(path), "params": count, "macs": macs_}
+            entries[name].update(scored[name])
+            entries[name]["latency_ms"] = timed[name].median_ms
+            entries[name]["latency_quartiles_ms"] = [timed[name].low_ms, timed[name].high_ms]
+            entries[name]["speedup"] = timed[name].speedup
+        return entries
+    finally:
+        for runner in runners.values():
+            runner.close()
+
+
+def _scores(
+    runners: Mapping[str, OnnxRunner], test: Dataset | None, metric: Metric | None, batch: int
+) -> dict[str, dict[str, Any]]:
+    if test is None:
+        nothing = dict.fromkeys(SCORED, None)
+        why = dict.fromkeys(SCORED, "no data to score on")
+        return {name: {**nothing, "loss_points": None, "loss_interval": None, "why": dict(why)} for name in runners}
+    original = next(iter(runners))
+    outputs = {name: run_dataset(runner, test.batches(batch)) for name, runner in runners.items()}
+    judge = Judge(outputs[original], runners[original].output_names, test.labels, metric)
+    entries = {original: _entry(judge.baseline())}
+    entries[original].update(loss_points=None, loss_interval=None, loss_metric=judge.measures)
+    entries[original]["why"]["loss_points"] = "it is the original"
+    for name in list(runners)[1:]:
+        loss = judge.loss(outputs[name])
+        entries[name] = _entry(judge.judge(outputs[name]))
+        entries[name].update(loss_points=loss.points, loss_interval=[loss.low, loss.high], loss_metric=loss.metric)
+    return entries
+
+
+def _entry(scores: Scores) -> dict[str, Any]:
+    values = scores.as_dict()
+    entry = {name: values[name] for name in SCORED}
+    return {**entry, "metric_name": values["metric_name"], "why": dict(values["why"])}
+
+
+def record(
+    files: dict[str, dict[str, Any]],
+    *,
+    outcome: Outcome,
+    note: str,
+    budget: Budget,
+    options: Sequence[Options],
+    roles: Roles | None,
+    test: Dataset | None,
+    seed: int,
+    threads: int,
+    seconds: float,
+    name: str,
+) -> dict[str, Any]:
+    """The record of a run as plain values.
+
+    Args:
+        files: from `measure_files`, under ``original`` and the targets' names.
+        outcome: where the search ended.
+        note: anything the reader must know about it.
+        budget: what was asked for.
+        options: of every site.
+        roles, test: the data used; None where there was none.
+        seed, threads, seconds, name: of the run and its network.
+    """
+    original, rest = files["original"], {k: v for k, v in files.items() if k != "original"}
+    target = next(iter(rest))
+    measured = rest[target]
+    outside = original["nbytes"] - sum(int(o.sizes[0]) for o in options)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "mode": "no data" if roles is None else "calibration",
+        "target": target,
+        "seed": seed,
+        "seconds": seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "threads": threads,
+        "versions": versions(),
+        "budget": {"kind": budget.kind, "value": budget.to_dict().get(budget.kind), "met": outcome.met, "note": note},
+        "data": data_entries(roles, test),
+        "original": original,
+        "files": rest,
+        "layers": layers(outcome, options),
+        "predicted": {"loss": outcome.best.plan.loss, "nbytes": outcome.best.plan.nbytes + outside,
+                      "unit": "relative error" if roles is None else "nats"},
+        "measured": {"loss": measured["kl"], "nbytes": measured["nbytes"]},
+        "trials": [{"nbytes": t.nbytes, "points": t.points, "price": t.plan.price, "predicted_loss": t.plan.loss}
+                   for t in outcome.trials],
+    }  # fmt: skip
+
+
+def data_entries(roles: Roles | None, test: Dataset | None) -> dict[str, Any]:
+    """Counts and hashes of the three roles, None for those without data."""
+    if roles is not None:
+        return dict(roles.describe())
+    return {"calibration": None, "selection": None, "test": None if test is None else test.describe()}
+
+
+def layers(outcome: Outcome, options: Sequence[Options]) -> list[dict[str, Any]]:
+    """What became of each layer, or why it was left alone."""
+    entries = []
+    for option, choice in zip(options, outcome.best.plan.choices, strict=True):
+        before: Form = Dense(option.site.weight)
+        after = option.outline(choice.method, choice.rank)
+        g = option.site.geometry
+        entries.append({
+            "name": option.site.name, "form": describe(after), "rank": choice.rank, "method": choice.method,
+            "shape": list(option.site.weight.shape),
+            "nbytes_before": nbytes(before, g), "nbytes_after": nbytes(after, g),
+            "params_before": params(before, g), "params_after": params(after, g),
+            "macs_before": macs(before, g), "macs_after": macs(after, g),
+            "predicted_loss": choice.loss, "reason": choice.reason,
+        })  # fmt: skip
+    return entries
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

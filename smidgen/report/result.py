@@ -1,0 +1,114 @@
+"""What compress() returns: the smaller network, its files and what was measured on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from smidgen.errors import OutputError
+from smidgen.model.replace import save_network
+from smidgen.planning.plan import Plan
+from smidgen.report.table import to_text
+from smidgen.site import Site, Stored
+
+
+class Scratch:
+    """A temporary folder that is removed with the last object that holds it.
+
+    >>> folder = Scratch()
+    >>> place = folder.path
+    >>> del folder
+    >>> place.exists()
+    False
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="smidgen-"))
+        self._removal = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A finished run.
+
+    Args:
+        model: the smaller network, an ordinary module with the original's inputs and outputs.
+        plan: which form each layer took.
+        met: whether the budget was met.
+        record: what ``result.json`` holds.
+        files: written files by target, in a temporary folder until `save`.
+        sites, stored: the layers, and the form and bias each one took.
+        folder: the temporary folder, removed with the result.
+    """
+
+    model: nn.Module
+    plan: Plan
+    met: bool
+    record: dict[str, Any]
+    files: Mapping[str, Path]
+    sites: list[Site]
+    stored: Mapping[str, Stored]
+    folder: Scratch
+
+    def table(self) -> str:
+        """Before and after, measured on the written files, as text."""
+        return to_text(self.record)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``model.onnx``, ``model.safetensors``, ``plan.json`` and ``result.json``.
+
+        Each file appears whole or not at all.
+
+        Args:
+            folder: made when it is missing.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputError: when it cannot be written.
+        """
+        place = writable_folder(folder)
+        try:
+            for path in self.files.values():
+                partial = place / f".{path.name}.part"
+                shutil.copyfile(path, partial)
+                partial.replace(place / path.name)
+            save_network(self.model, self.sites, self.stored, place / "model.safetensors")
+            _write_text(place / "plan.json", self.plan.to_json())
+            _write_text(place / "result.json", json.dumps(self.record, indent=1))
+        except OSError as error:
+            raise OutputError(f"save: cannot write into '{place}': {error.strerror}") from error
+        return place
+
+
+def writable_folder(folder: str | Path) -> Path:
+    """The folder, made if missing, once it is certain that files can be written there.
+
+    Raises:
+        OutputError: when it cannot be made or written.
+    """
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise OutputError(f"save: cannot write into '{folder}': {reason}; choose another folder with -o") from error
+    return place
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,236 @@
+"""The before/after table of a result, and the table of its layers, from the ``result.json`` dictionary alone.
+
+What was not measured is a dash, and the reason stands under the table. Nothing here computes a measurement.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from smidgen.report import wording
+
+# Wide enough for a table of four targets; a terminal that is narrower wraps for itself.
+_TEXT_WIDTH = 120
+# Fields of a file by the names of their rows.
+_LABELS = {
+    "nbytes": "size",
+    "params": "parameters",
+    "macs": "MACs",
+    "roc_auc": "ROC AUC",
+    "top5": "top-5",
+    "kl": "KL",
+    "output_error": "output error",
+    "latency_ms": "latency",
+    "loss_points": "lost points",
+    "loss_interval": "interval",
+}
+# Fields of a file that only say how it differs from the original: a dash in its column needs no reason.
+_COMPARISONS = frozenset({"agreement", "kl", "output_error", "loss_points", "loss_interval"})
+
+
+def render_table(result: dict[str, Any]) -> Table:
+    """The before/after table: a column for the original and each target, a row for each thing measured.
+
+    Takes the dictionary of ``result.json``; a row that no file has is left out, its reason is under the table.
+    Returns a table for rich to print.
+
+    >>> file = {"path": "a.onnx", "nbytes": 4000, "accuracy": 0.5}
+    >>> table = render_table({"original": file, "files": {"onnx": {**file, "nbytes": 1000}}})
+    >>> [str(column.header) for column in table.columns], table.row_count
+    (['', 'original', 'onnx'], 4)
+    """
+    files = _files(result)
+    notes = "\n".join(line for line in (_prediction(result), _notes(files)) if line)
+    # Text, not strings: rich would read "[n, 4, 8]" in a name or a reason as markup.
+    table = Table(title=Text(_title(result)), title_justify="left", caption=Text(notes), caption_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in files:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for label, cells in _rows(files):
+        table.add_row(Text(label), *(Text(cell) for cell in cells))
+    return table
+
+
+def layers_table(result: dict[str, Any]) -> Table:
+    """What became of each layer: form (or why it was left alone), rank, bytes, predicted loss in nats.
+
+    >>> layer = {"name": "fc", "form": None, "nbytes_before": 40, "nbytes_after": 40, "reason": "too small"}
+    >>> layers_table({"layers": [layer]}).row_count
+    1
+    """
+    table = Table(title="Layers", title_justify="left")
+    # Numbers stay whole, a narrow terminal folds the words: 80 columns hold them all.
+    for header, width in (("layer", 10), ("form", 12)):
+        table.add_column(header, overflow="fold", min_width=width)
+    for header in ("rank", "bytes", "times", "loss, nats"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for layer in result.get("layers", []):
+        table.add_row(*(Text(cell) for cell in _layer_cells(layer)))
+    return table
+
+
+def to_text(result: dict[str, Any]) -> str:
+    """Both tables as plain text, without colours or trailing blanks.
+
+    >>> print(to_text({"original": {"path": "a.onnx", "nbytes": 4000}, "files": {}}).splitlines()[3])
+    │ file │   a.onnx │
+    """
+    parts: list[RenderableType] = [render_table(result)]
+    if result.get("layers"):
+        parts.append(layers_table(result))
+    stream = io.StringIO()
+    Console(file=stream, width=_TEXT_WIDTH, color_system=None, legacy_windows=False).print(Group(*parts))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+
+
+def _files(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Columns by name, the original first."""
+    return {"original": result["original"], **result.get("files", {})}
+
+
+def _title(result: dict[str, Any]) -> str:
+    """The mode, which decides how far the numbers reach, and whether the budget was met."""
+    parts = [f"mode: {result['mode']}"] if result.get("mode") else []
+    budget = result.get("budget")
+    if budget and budget.get("kind"):
+        outcome = "met" if budget.get("met") else "NOT met"
+        note = f" ({budget['note']})" if budget.get("note") else ""
+        parts.append(f"budget: {budget['kind']} {_budget_value(budget)} {outcome}{note}")
+    return ", ".join(parts)
+
+
+def _budget_value(budget: dict[str, Any]) -> str:
+    value = budget.get("value")
+    if budget["kind"] == "size" and isinstance(value, (int, float)):
+        return wording.size(value)
+    return wording.number(value) if isinstance(value, float) else str(value)
+
+
+def _rows(files: dict[str, dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Labels and cells of the rows that at least one file fills."""
+    columns = list(files.values())
+    original = columns[0]
+    metric = next((str(each["metric_name"]) for each in columns if each.get("metric_name")), "your metric")
+    rows = [
+        ("file", [_base_name(each.get("path")) for each in columns]),
+        ("size", [wording.size(each.get("nbytes")) for each in columns]),
+        ("times smaller", [_ratio(original, each, "nbytes") for each in columns]),
+        ("parameters", [wording.count(each.get("params")) for each in columns]),
+        ("MACs", [wording.count(each.get("macs")) for each in columns]),
+        ("accuracy", [wording.share(each.get("accuracy")) for each in columns]),
+        (metric, [wording.number(each.get("metric")) for each in columns]),
+        (f"lost points of {loss_name(columns[-1])}", [_points(each) for each in columns]),
+        ("  95 % interval", [_interval(each) for each in columns]),
+        ("ROC AUC", [_decimal(each.get("roc_auc")) for each in columns]),
+        ("top-5", [wording.share(each.get("top5")) for each in columns]),
+        ("agreement", [wording.share(each.get("agreement")) for each in columns]),
+        ("KL, nats", [wording.number(each.get("kl")) for each in columns]),
+        *_output_rows(columns),
+        ("latency", [_milliseconds(each.get("latency_ms")) for each in columns]),
+        ("times faster", [_ratio(original, each, "latency_ms") for each in columns]),
+    ]
+    for label, cells in rows:
+        if any(cell != wording.MISSING for cell in cells):
+            yield label, cells
+
+
+def _output_rows(columns: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """A row for each output's error, its name beside it."""
+    names = dict.fromkeys(name for each in columns for name in (each.get("output_error") or {}))
+    return [
+        (f"error of '{name}'", [wording.number((each.get("output_error") or {}).get(name)) for each in columns])
+        for name in names
+    ]
+
+
+def loss_name(file: dict[str, Any]) -> str:
+    """What the points of ``file`` count: its metric, accuracy, agreement or normalised error.
+
+    >>> loss_name({"accuracy": 0.9, "agreement": 0.8}), loss_name({"output_error": {"boxes": 0.01}})
+    ('accuracy', 'normalised error')
+    """
+    if file.get("metric") is not None:
+        return str(file.get("metric_name") or "your metric")
+    return next((name for name in ("accuracy", "agreement") if file.get(name) is not None), "normalised error")
+
+
+def _prediction(result: dict[str, Any]) -> str:
+    """What was predicted beside what was measured, so that the gap is in plain sight."""
+    pairs = []
+    for name, write in (("nbytes", wording.size), ("loss", _nats)):
+        predicted, measured = ((result.get(kind) or {}).get(name) for kind in ("predicted", "measured"))
+        if predicted is not None or measured is not None:
+            pairs.append(f"{_LABELS.get(name, name)} {write(predicted)}, measured {write(measured)}")
+    return f"predicted {'; predicted '.join(pairs)}" if pairs else ""
+
+
+def _nats(loss: float | int | None) -> str:
+    return wording.MISSING if loss is None else f"{wording.number(loss)} nats"
+
+
+def _notes(files: dict[str, dict[str, Any]]) -> str:
+    """The reasons for the dashes, each once, with the files it holds for where not for all."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for column, file in files.items():
+        for name, reason in (file.get("why") or {}).items():
+            if file.get(name) is None and not (column == "original" and name in _COMPARISONS):
+                told.setdefault((name, reason), []).append(column)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for (name, reason), columns in told.items():
+        where = "" if len(columns) == len(files) else f" ({', '.join(columns)})"
+        reasons.setdefault((reason, where), []).append(_LABELS.get(name, name))
+    return "\n".join(f"– {', '.join(names)}{where}: {reason}" for (reason, where), names in reasons.items())
+
+
+def _layer_cells(layer: dict[str, Any]) -> list[str]:
+    before, after = layer.get("nbytes_before"), layer.get("nbytes_after")
+    alone = bool(layer.get("reason"))
+    loss = layer.get("predicted_loss")
+    sizes = wording.size(before) if alone else f"{wording.size(before)} → {wording.size(after)}"
+    return [
+        str(layer["name"]),
+        f"left alone: {layer['reason']}" if alone else str(layer.get("form") or wording.MISSING),
+        wording.MISSING if layer.get("rank") is None else _rank(layer["rank"]),
+        sizes,
+        wording.MISSING if alone or not before or not after else wording.times(before / after),
+        wording.MISSING if alone else wording.number(loss),
+    ]
+
+
+def _rank(rank: Any) -> str:
+    """One rank, or those of every mode."""
+    return "×".join(map(str, rank)) if isinstance(rank, (list, tuple)) else str(rank)
+
+
+def _base_name(path: Any) -> str:
+    return wording.MISSING if not path else str(path).replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def _ratio(original: dict[str, Any], file: dict[str, Any], name: str) -> str:
+    """How many times less than the original; a dash for the original itself."""
+    before, after = original.get(name), file.get(name)
+    return wording.MISSING if file is original or not before or not after else wording.times(before / after)
+
+
+def _points(file: dict[str, Any]) -> str:
+    points = file.get("loss_points")
+    return wording.MISSING if points is None else wording.signed(points)
+
+
+def _interval(file: dict[str, Any]) -> str:
+    limits = file.get("loss_interval")
+    return wording.MISSING if not limits or None in limits else wording.interval(limits)
+
+
+def _decimal(value: float | int | None) -> str:
+    return wording.MISSING if value is None else f"{value:.4f}"
+
+
+def _milliseconds(value: float | int | None) -> str:
+    return wording.MISSING if value is None else f"{wording.number(value)} ms"

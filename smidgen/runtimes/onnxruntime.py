@@ -1,0 +1,184 @@
+"""Open a written ONNX file in ONNX Runtime on the CPU and run arrays through it.
+
+    runner = open_onnx("model.onnx")
+    logits, = runner.run(images)
+
+One input, float or integer; a file with a fixed batch takes any number of samples, cut into its own portions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from smidgen.errors import DataError, LoadError
+
+# ONNX Runtime's names of the element types numpy has too.
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(int16)": np.int16,
+    "tensor(uint16)": np.uint16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+# Only what ends the process: every other fault comes back as an exception, and is told once.
+_LOG_FATAL = 4
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxRunner:
+    """An opened ONNX file: what it takes, what it gives, and ``run``.
+
+    ``input_shape`` has None where an axis is free; ``input_dtype`` is what ``run`` casts to. Usable in ``with``.
+    """
+
+    path: Path
+    input_name: str
+    input_shape: tuple[int | None, ...]
+    input_dtype: np.dtype
+    output_names: tuple[str, ...]
+    _session: list[Any] = field(repr=False)
+
+    def run(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Answers for a batch ``x`` [n, …], one array an output; ``x`` is cast to the input's type.
+
+        A file with a fixed batch gets portions of that size, the last one filled up and the filling cut off again.
+        DataError when the shape does not fit, n is 0 or the runtime refuses; LoadError after ``close``.
+        """
+        if not self._session:
+            raise LoadError(f"runtime: '{self.path}' was closed; open it again")
+        self._check(x)
+        batch = self.input_shape[0]
+        if batch is None or batch == len(x):
+            return self._answer(x)
+        portions = [self._portion(x[start : start + batch], batch) for start in range(0, len(x), batch)]
+        return tuple(np.concatenate(parts) for parts in zip(*portions, strict=True))
+
+    def close(self) -> None:
+        """Let go of the session; a second call does nothing."""
+        self._session.clear()
+
+    def __enter__(self) -> OnnxRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, x: np.ndarray) -> None:
+        wanted = self.input_shape
+        fits = x.ndim == len(wanted) and all(
+            size is None or size == given for size, given in zip(wanted[1:], x.shape[1:], strict=True)
+        )
+        if not fits or not len(x):
+            axes = ["n", *("any" if size is None else str(size) for size in wanted[1:])]
+            raise DataError(
+                f"runtime: '{self.path.name}' takes [{', '.join(axes)}] with n ≥ 1, got {list(x.shape)}; "
+                "check the preprocessing"
+            )
+
+    def _portion(self, x: np.ndarray, batch: int) -> tuple[np.ndarray, ...]:
+        """Run at most ``batch`` samples as exactly ``batch``, by repeating the last one."""
+        missing = batch - len(x)
+        filled = np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
+        outputs = self._answer(filled)
+        for name, output in zip(self.output_names, outputs, strict=True):
+            if missing and (output.ndim == 0 or len(output) != batch):
+                raise DataError(
+                    f"runtime: output '{name}' of '{self.path.name}' has shape {list(output.shape)}, "
+                    f"not {batch} samples first; give a multiple of {batch} samples"
+                )
+        return tuple(output[: len(x)] if missing else output for output in outputs)
+
+    def _answer(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
+        fed = np.ascontiguousarray(x, dtype=self.input_dtype)
+        try:
+            return tuple(self._session[0].run(list(self.output_names), {self.input_name: fed}))
+        except Exception as fault:  # the binding raises its own types, none of them public
+            raise DataError(f"runtime: '{self.path.name}' fails on {list(x.shape)}: {_one_line(fault)}") from None
+
+
+def open_onnx(path: str | Path, threads: int = 1) -> OnnxRunner:
+    """Open ``path`` in ONNX Runtime: CPU, ``threads`` threads inside an operator, all graph optimisations, silent.
+
+    Returns the runner. LoadError when there is no such file, the runtime cannot open it, or it has not one input.
+
+    >>> import tempfile, onnx, onnx.helper as h
+    >>> x, y = (h.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 2]) for name in "xy")
+    >>> graph = h.make_graph([h.make_node("Neg", ["x"], ["y"])], "negate", [x], [y])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model = h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8)
+    ...     onnx.save(model, folder + "/negate.onnx")
+    ...     runner = open_onnx(folder + "/negate.onnx")
+    >>> runner.input_shape, runner.run(np.array([[1.0, 2.0]]))
+    ((None, 2), (array([[-1., -2.]], dtype=float32),))
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LoadError(f"runtime: no file '{path}'; check the path")
+    try:
+        session = ort.InferenceSession(str(path), _options(threads), providers=["CPUExecutionProvider"])
+    except Exception as fault:  # the binding raises its own types, none of them public
+        raise LoadError(f"runtime: ONNX Runtime cannot open '{path}': {_one_line(fault)}") from None
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        names = ", ".join(each.name for each in inputs) or "none"
+        raise LoadError(f"runtime: '{path}' has {len(inputs)} inputs ({names}); give a network with one")
+    taken = inputs[0]
+    if taken.type not in _DTYPES or not taken.shape:
+        raise LoadError(
+            f"runtime: input '{taken.name}' of '{path}' is {taken.type} {taken.shape}; give a batch of numbers"
+        )
+    return OnnxRunner(
+        path=path,
+        input_name=taken.name,
+        input_shape=tuple(size if isinstance(size, int) else None for size in taken.shape),
+        input_dtype=np.dtype(_DTYPES[taken.type]),
+        output_names=tuple(each.name for each in session.get_outputs()),
+        _session=[session],
+    )
+
+
+def run_dataset(runner: OnnxRunner, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Answers for all ``batches`` of [n, …], one array an output, joined along the samples.
+
+    DataError when there is no batch or one does not fit (see ``OnnxRunner.run``).
+
+    >>> import tempfile, onnx, onnx.helper as h
+    >>> x, y = (h.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 2]) for name in "xy")
+    >>> graph = h.make_graph([h.make_node("Neg", ["x"], ["y"])], "negate", [x], [y])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model = h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8)
+    ...     onnx.save(model, folder + "/negate.onnx")
+    ...     with open_onnx(folder + "/negate.onnx") as runner:
+    ...         run_dataset(runner, [np.ones((3, 2)), np.ones((1, 2))])[0].shape
+    (4, 2)
+    """
+    answers = [runner.run(batch) for batch in batches]
+    if not answers:
+        raise DataError("runtime: there is nothing to run; give at least one batch")
+    return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _LOG_FATAL
+    return options
+
+
+def _one_line(fault: Exception) -> str:
+    """The fault's first 200 characters without line breaks: enough to say what, short enough to read."""
+    return " ".join(str(fault).split())[:200]

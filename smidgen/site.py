@@ -1,0 +1,116 @@
+"""A place in a network whose weight can be stored in another form, and how much the loss bends there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from smidgen.forms import Dense, Form, Geometry
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One layer with a weight.
+
+    Args:
+        name: dotted module path.
+        geometry: window and sizes.
+        weight: ``[out, inp, *kernel]`` as the layer stores it.
+        bias: ``[out]`` or None.
+        refusal: why no method may touch it, or None.
+    """
+
+    name: str
+    geometry: Geometry
+    weight: np.ndarray
+    bias: np.ndarray | None = None
+    refusal: str | None = None
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The weight as im2col rows, ``[out, inp·kernel]``."""
+        return self.weight.reshape(self.weight.shape[0], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A second moment ``E[x xᵀ]``, whole or as rows: ``M = BᵀB``.
+
+    Args:
+        matrix: ``[groups, n, n]``, or None when only rows are kept.
+        rows: ``[groups, k, n]``, or None. A count sketch of the samples, exact while there are fewer samples than rows.
+        mean: ``[groups, n]`` mean of x over samples and positions.
+    """
+
+    matrix: Float[Tensor, "groups n n"] | None = None
+    rows: Float[Tensor, "groups k n"] | None = None
+    mean: Float[Tensor, "groups n"] | None = None
+
+    def between(self, left: Float[Tensor, "groups p n"], right: Float[Tensor, "groups q n"]) -> Tensor:
+        """``left · M · rightᵀ`` for each group; identity when the moment is empty.
+
+        >>> import torch
+        >>> Moment().between(torch.ones(1, 2, 3), torch.ones(1, 2, 3))[0, 0, 0].item()
+        3.0
+        """
+        if self.matrix is not None:
+            return left @ self.matrix.to(left) @ right.mT
+        if self.rows is not None:
+            rows = self.rows.to(left)
+            return (left @ rows.mT) @ (right @ rows.mT).mT
+        return left @ right.mT
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """Kronecker-factored curvature at a site: ``Δloss ≈ ½ tr(G ΔW A ΔWᵀ)`` (arXiv:1503.05671, 1602.01407).
+
+    Args:
+        inputs: A, mean over samples of the sum over positions of x xᵀ (im2col columns, for each group).
+        outputs: G, mean over samples and positions of g gᵀ, ``[groups, out, out]``; the identity when empty.
+        source: ``calibration`` (nats) or ``no data`` (A and G are identities, scaled to the weight's own energy).
+        samples: number of inputs it was estimated from.
+        scale: factor on every prediction; in the ``no data`` case it makes the loss the relative squared error.
+    """
+
+    inputs: Moment = field(default_factory=Moment)
+    outputs: Moment = field(default_factory=Moment)
+    source: Literal["calibration", "no data"] = "no data"
+    samples: int = 0
+    scale: float = 1.0
+
+    def loss(self, change: Float[Tensor, "groups out n"]) -> float:
+        """Predicted rise of the loss when the weight changes by ``change``."""
+        gram = self.inputs.between(change, change)
+        if self.outputs.matrix is not None:
+            gram = gram * self.outputs.matrix.to(gram)
+            return 0.5 * self.scale * float(gram.sum())
+        return 0.5 * self.scale * float(torch.diagonal(gram, dim1=1, dim2=2).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A site as realised: the form of its weight and the bias that goes with it."""
+
+    form: Form
+    bias: np.ndarray | None = None
+
+
+def grouped(weight: np.ndarray, groups: int) -> np.ndarray:
+    """The im2col rows split by group, ``[groups, out / groups, inp·kernel]``.
+
+    >>> import numpy as np
+    >>> grouped(np.zeros((8, 2, 3, 3)), 2).shape
+    (2, 4, 18)
+    """
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def untouched(site: Site) -> Stored:
+    """The site left as it is."""
+    return Stored(Dense(site.weight), site.bias)

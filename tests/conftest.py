@@ -1,0 +1,29 @@
+"""Shared fixtures. Shape and type annotations of smidgen are enforced while tests run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Before smidgen is first imported: every annotated function is then checked at each call.
+install_import_hook("smidgen", "beartype.beartype")
+
+
+def _data_folder() -> Path | None:
+    named = os.environ.get("SMIDGEN_DATA")
+    for folder in ([Path(named)] if named else []) + [Path(__file__).resolve().parents[2] / "shared" / "data"]:
+        if (folder / "models").is_dir():
+            return folder
+    return None
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real networks and sets; the test is skipped where there is none."""
+    folder = _data_folder()
+    if folder is None:
+        pytest.skip("no evaluation data: set SMIDGEN_DATA or put it in ../shared/data")
+    return folder

@@ -1,0 +1,135 @@
+"""Opening written files and running arrays through them, on hand-made networks and real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper as h
+import pytest
+
+from smidgen.errors import DataError, LoadError
+from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
+
+FLOAT = onnx.TensorProto.FLOAT
+
+
+def write(
+    path: Path, nodes: list[onnx.NodeProto], inputs: dict[str, list], outputs: list[str], kind: int = FLOAT
+) -> Path:
+    """A file of ``nodes`` between ``inputs`` with shapes and ``outputs`` without."""
+    graph = h.make_graph(
+        nodes,
+        "made",
+        [h.make_tensor_value_info(name, kind, shape) for name, shape in inputs.items()],
+        [h.make_tensor_value_info(name, kind, None) for name in outputs],
+    )
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
+def two_outputs(path: Path, batch: int | str) -> Path:
+    nodes = [h.make_node("Neg", ["x"], ["minus"]), h.make_node("Abs", ["x"], ["size"])]
+    return write(path, nodes, {"x": [batch, 3]}, ["minus", "size"])
+
+
+def test_runner_tells_what_the_file_takes_and_gives(tmp_path: Path) -> None:
+    runner = open_onnx(two_outputs(tmp_path / "free.onnx", "batch"))
+    assert (runner.input_name, runner.input_shape, runner.input_dtype) == ("x", (None, 3), np.float32)
+    assert runner.output_names == ("minus", "size")
+    minus, size = runner.run(np.array([[-1, 0, 2]]))
+    assert minus.dtype == np.float32
+    assert minus.tolist() == [[1, 0, -2]]
+    assert size.tolist() == [[1, 0, 2]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_a_fixed_batch_takes_any_number_of_samples(tmp_path: Path, count: int) -> None:
+    runner = open_onnx(two_outputs(tmp_path / "fixed.onnx", 3))
+    x = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
+    minus, size = runner.run(x)
+    assert runner.input_shape == (3, 3)
+    assert np.array_equal(minus, -x)
+    assert np.array_equal(size, abs(x))
+
+
+def test_an_output_without_samples_cannot_be_cut(tmp_path: Path) -> None:
+    node = h.make_node("ReduceMean", ["x"], ["mean"], keepdims=0)
+    runner = open_onnx(write(tmp_path / "mean.onnx", [node], {"x": [2, 3]}, ["mean"]))
+    assert runner.run(np.ones((2, 3)))[0] == 1
+    with pytest.raises(DataError, match="multiple of 2 samples"):
+        runner.run(np.ones((3, 3)))
+
+
+def test_integer_inputs_are_cast(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "int.onnx", [h.make_node("Neg", ["x"], ["y"])], {"x": ["n", 2]}, ["y"], onnx.TensorProto.INT64
+    )
+    runner = open_onnx(path)
+    assert runner.input_dtype == np.int64
+    assert runner.run(np.array([[3.0, 4.0]]))[0].tolist() == [[-3, -4]]
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 1), (3,), (0, 3)])
+def test_a_shape_that_does_not_fit_is_named(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    runner = open_onnx(two_outputs(tmp_path / "free.onnx", "batch"))
+    with pytest.raises(DataError, match=r"takes \[n, 3\] with n ≥ 1, got \[") as caught:
+        runner.run(np.zeros(shape))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fault_while_running_is_one_line(tmp_path: Path) -> None:
+    shape = h.make_node("Constant", [], ["five"], value_ints=[5])
+    node = h.make_node("Reshape", ["x", "five"], ["y"])
+    runner = open_onnx(write(tmp_path / "reshape.onnx", [shape, node], {"x": ["n", 3]}, ["y"]))
+    with pytest.raises(DataError, match=r"'reshape.onnx' fails on \[2, 3\]") as caught:
+        runner.run(np.zeros((2, 3)))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_opened(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rubbish = tmp_path / "rubbish.onnx"
+    rubbish.write_bytes(b"not a network")
+    unknown = write(tmp_path / "unknown.onnx", [h.make_node("Frobnicate", ["x"], ["y"])], {"x": [1]}, ["y"])
+    two = write(tmp_path / "two.onnx", [h.make_node("Add", ["a", "b"], ["y"])], {"a": [1, 2], "b": [1, 2]}, ["y"])
+    cases = {
+        tmp_path / "none.onnx": "no file",
+        rubbish: "cannot open",
+        unknown: "cannot open",
+        two: r"2 inputs \(a, b\)",
+    }
+    for path, message in cases.items():
+        with pytest.raises(LoadError, match=message) as caught:
+            open_onnx(path)
+        assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_closed_runner_says_so(tmp_path: Path) -> None:
+    with open_onnx(two_outputs(tmp_path / "free.onnx", "batch")) as runner:
+        pass
+    runner.close()
+    with pytest.raises(LoadError, match="closed"):
+        runner.run(np.zeros((1, 3)))
+
+
+def test_run_dataset_joins_uneven_batches(tmp_path: Path) -> None:
+    runner = open_onnx(two_outputs(tmp_path / "fixed.onnx", 2))
+    x = np.arange(15, dtype=np.float32).reshape(5, 3)
+    minus, size = run_dataset(runner, (x[start : start + 3] for start in (0, 3)))
+    assert np.array_equal(minus, -x)
+    assert np.array_equal(size, x)
+    with pytest.raises(DataError, match="nothing to run"):
+        run_dataset(runner, [])
+
+
+def test_real_networks_answer(data_dir: Path) -> None:
+    lenet = open_onnx(data_dir / "models" / "lenet_mnist.onnx")
+    assert lenet.input_shape == (None, 1, 28, 28)
+    assert lenet.run(np.zeros((2, 1, 28, 28)))[0].shape == (2, 10)
+    face = open_onnx(str(data_dir / "models" / "ultraface_rfb320.onnx"))
+    x = np.random.default_rng(0).normal(size=(2, 3, 240, 320)).astype(np.float32)
+    scores, boxes = face.run(x)
+    assert (scores.shape, boxes.shape) == ((2, 4420, 2), (2, 4420, 4))
+    assert np.array_equal(face.run(x[1:])[0][0], scores[1])

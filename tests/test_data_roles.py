@@ -1,0 +1,124 @@
+"""The three roles: disjoint, fixed by the seed, stratified, and free of a test set's items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smidgen.data import Dataset, Roles, as_dataset, open_data, split_roles
+from smidgen.errors import DataError
+
+
+def _numbered(count: int, labels: np.ndarray | None = None, start: int = 0) -> Dataset:
+    x = np.arange(start, start + count, dtype=np.float32)[:, None]
+    return as_dataset(x if labels is None else (x, labels))
+
+
+def _members(roles: Roles) -> list[list[int]]:
+    return [np.asarray(role)[:, 0].astype(int).tolist() for role in (roles.calibration, roles.selection, roles.test)]
+
+
+@given(st.integers(3, 200), st.integers(0, 10**6), st.booleans(), st.integers(1, 7), st.integers(1, 50))
+def test_roles_are_disjoint_and_of_their_sizes(
+    count: int, seed: int, given_test: bool, classes: int, limit: int
+) -> None:
+    labels = np.arange(count) // max(1, count // classes)
+    test = _numbered(7, start=1000) if given_test else None
+    roles = split_roles(_numbered(count, labels), test=test, seed=seed, max_calibration=limit)
+    calibration, selection, held_back = _members(roles)
+    assert len({*calibration, *selection, *held_back}) == len(calibration) + len(selection) + len(held_back)
+    part = max(1, count // 5)
+    assert len(selection) == part
+    assert len(held_back) == (7 if given_test else part)
+    assert len(calibration) == min(limit, count - part * (1 if given_test else 2))
+
+
+def test_the_division_is_fixed() -> None:
+    # Held here: a report of last year must be repeatable with this year's libraries.
+    assert _members(split_roles(_numbered(10))) == [[4, 3, 9, 8, 7, 6], [0, 5], [2, 1]]
+    assert _members(split_roles(_numbered(10), seed=1)) != [[4, 3, 9, 8, 7, 6], [0, 5], [2, 1]]
+
+
+@given(st.integers(3, 60), st.integers(1, 20), st.integers(0, 20))
+def test_a_larger_calibration_moves_nothing(count: int, limit: int, more: int) -> None:
+    labels = np.arange(count) % 3
+    small = _members(split_roles(_numbered(count, labels), max_calibration=limit))
+    large = _members(split_roles(_numbered(count, labels), max_calibration=limit + more))
+    assert large[0][: len(small[0])] == small[0]
+    assert large[1:] == small[1:]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(0, 1000))
+def test_every_role_holds_each_class_in_its_share(sizes: list[int], seed: int) -> None:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    if len(labels) < 3:
+        return
+    roles = split_roles(_numbered(len(labels), labels), seed=seed)
+    for role in (roles.selection, roles.test, roles.calibration):
+        assert role.labels is not None
+        counts = np.bincount(role.labels, minlength=len(sizes))
+        # Hashed offsets move the cut a little beyond the rounding of each class alone.
+        assert np.abs(counts - np.array(sizes) * len(role) / len(labels)).max() <= 3
+
+
+def test_sets_sorted_by_class_are_mixed() -> None:
+    roles = split_roles(_numbered(1000, np.arange(1000) // 100), max_calibration=100)
+    for role in (roles.calibration, roles.selection, roles.test):
+        assert role.labels is not None
+        assert np.ptp(np.bincount(role.labels, minlength=10)) <= 3
+    # Without labels too: the parts are spread over the whole file.
+    for part in _members(split_roles(_numbered(1000))):
+        assert 400 < np.mean(part) < 600
+
+
+def test_items_of_the_test_set_are_left_out_and_reported() -> None:
+    data, test = _numbered(100), _numbered(30, start=80)
+    roles = split_roles(data, test=test)
+    calibration, selection, held_back = _members(roles)
+    assert held_back == list(range(80, 110))
+    assert not {*calibration, *selection} & {*held_back}
+    assert roles.calibration_dropped + roles.selection_dropped == 20
+    described = roles.describe()
+    assert described["selection"]["overlap_dropped"] == roles.selection_dropped
+    assert described["calibration"]["overlap_dropped"] == roles.calibration_dropped
+    assert described["test"]["count"] == 30
+    assert described["test"]["given"] is True
+
+
+def test_duplicates_within_one_set_do_not_cross_roles() -> None:
+    data = as_dataset((np.arange(100, dtype=np.float32) // 2)[:, None])
+    calibration, selection, held_back = (set(part) for part in _members(split_roles(data)))
+    assert not calibration & selection
+    assert not (calibration | selection) & held_back
+
+
+@pytest.mark.parametrize(("count", "given_test", "least"), [(1, False, 3), (2, False, 3), (1, True, 2)])
+def test_too_few_inputs(count: int, given_test: bool, least: int) -> None:
+    with pytest.raises(DataError, match=rf"holds {count} input\(s\), too few .*give at least {least}"):
+        split_roles(_numbered(count), test=_numbered(1, start=50) if given_test else None)
+    assert all(_members(split_roles(_numbered(least), test=_numbered(1, start=50) if given_test else None)))
+
+
+def test_nothing_left_or_nothing_asked() -> None:
+    with pytest.raises(DataError, match="nothing is left for selection once"):
+        split_roles(_numbered(10), test=_numbered(10))
+    with pytest.raises(DataError, match="max_calibration=0"):
+        split_roles(_numbered(10), max_calibration=0)
+
+
+def test_real_digits_do_not_overlap(data_dir: Path) -> None:
+    train, test = (open_data(data_dir / f"mnist/{name}-images-idx3-ubyte.gz") for name in ("train", "t10k"))
+    roles = split_roles(train, test=test)
+    assert [len(roles.calibration), len(roles.selection), len(roles.test)] == [1000, 12_000, 10_000]
+    assert roles.calibration_dropped == roles.selection_dropped == 0
+
+
+def test_real_faces_hold_duplicates(data_dir: Path) -> None:
+    roles = split_roles(open_data(data_dir / "utkface_adults_rgb100.npz", labels="gender"))
+    assert roles.selection_dropped > 0
+    assert not set(roles.selection.item_hashes) & set(roles.test.item_hashes)
+    assert not set(roles.calibration.item_hashes) & {*roles.test.item_hashes, *roles.selection.item_hashes}
