@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from smidgen.calibrate.answers import LEAST_VARIANCE, as_logits, is_classifier, outputs_of
 from smidgen.calibrate.columns import choose_positions, input_rows, output_rows
+from smidgen.errors import LoadError
 from smidgen.site import Curvature, Moment, Site
 
 
@@ -140,6 +142,8 @@ def collect(
     """
     generator = torch.Generator().manual_seed(seed)
     sums = {site.name: _Sums(site, settings, device) for site in sites if site.refusal is None}
+    if not sums:
+        return {}
     handles = [_watch(model.get_submodule(name), sums[name], settings, generator) for name in sums]
     frozen = [p for p in model.parameters() if p.requires_grad]
     for parameter in frozen:
@@ -178,22 +182,23 @@ def sampled_loss(outputs: Any, temperature: float, generator: torch.Generator) -
         temperature: share of the logits' standard deviation.
         generator: of the drawn labels.
     """
-    several = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
-    if len(several) == 1 and several[0].ndim >= 2 and several[0].flatten(1).shape[1] == several[0].shape[1] > 1:
-        return _classifier_loss(several[0].flatten(1), temperature, generator)
+    several = [output for output in outputs_of(outputs) if output.requires_grad]  # class numbers have no gradient
+    if not several:
+        raise LoadError(
+            "calibrate: no output has a gradient (torch.no_grad in forward, or only whole numbers come out)"
+        )
+    if is_classifier(several):
+        return _classifier_loss(as_logits(several[0]), temperature, generator)
     total = torch.zeros((), device=several[0].device)
     for output in several:
         noise = torch.randn(output.shape, generator=generator).to(output)
-        spread = output.detach().var().clamp_min(1e-12) * output[0].numel()
+        spread = output.detach().var().clamp_min(LEAST_VARIANCE) * output[0].numel()
         total = total + (output * noise).sum() / spread.sqrt()
     return total
 
 
 def _classifier_loss(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     rows = logits.detach()
-    if bool((rows >= 0).all()) and torch.allclose(rows.sum(1), torch.ones(len(rows)).to(rows), atol=1e-3):
-        logits = logits.clamp_min(1e-9).log()  # the network ends in a softmax
-        rows = logits.detach()
     t = max(1.0, temperature * float(rows.std()))
     drawn = torch.multinomial((rows / t).softmax(1).cpu(), 1, generator=generator).to(logits.device)
     # Not divided by T: the gradient keeps the size it has at T = 1, only the draw is tempered.

@@ -8,6 +8,7 @@ So a search over plans writes a real file in milliseconds, and one graph serves 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
@@ -69,7 +70,9 @@ def export_base(
     """
     proto, dynamic = _export(model, example, input_name, output_names)
     found = frozenset(site.name for site in sites if site.refusal is None and _open(proto, site))
-    norms = _norms(proto)
+    # Over several positions a BatchNorm's channels are the positions, not the layer's outputs.
+    channels_last = {s.name for s in sites if s.geometry.kind == "linear" and s.geometry.in_size}
+    norms = tuple(pair for pair in _norms(proto) if pair[0] not in channels_last)
     return Base(strip(_optimised(proto)), found, norms, dynamic)
 
 
@@ -257,7 +260,9 @@ def _norms(proto: onnx.ModelProto) -> tuple[tuple[str, str], ...]:
     for node in graph.node:
         after = readers.get(node.output[0], []) if node.domain == DOMAIN and node.output[0] not in outputs else []
         if len(after) == 1 and after[0].op_type == "BatchNormalization" and after[0].input[1].endswith(".weight"):
-            pairs.append((node.name, after[0].input[1].removesuffix(".weight")))
+            gain = after[0].input[1]
+            if len(readers[gain]) == 1:  # a BatchNorm that runs twice stays
+                pairs.append((node.name, gain.removesuffix(".weight")))
     return tuple(pairs)
 
 
@@ -268,6 +273,7 @@ def _save(proto: onnx.ModelProto, path: Path) -> int:
         partial.write_bytes(payload)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise OutputError(f"export: cannot write '{path}': {error.strerror}; choose another folder with -o") from error
     return len(payload)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 FOLDS_INTO = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+# Exactly these: a subclass may do more than normalise, such as an activation.
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fold_norms(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
@@ -29,7 +31,7 @@ def fold_norms(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
     for layer_name, norm_name in pairs:
         layer: Any = result.get_submodule(layer_name)
         norm: Any = result.get_submodule(norm_name)
-        if isinstance(layer, FOLDS_INTO) and norm.running_var is not None and norm.affine:
+        if isinstance(layer, FOLDS_INTO) and type(norm) in NORMS and norm.running_var is not None and norm.affine:
             _fold(layer, norm)
             parent, _, leaf = norm_name.rpartition(".")
             setattr(result.get_submodule(parent), leaf, nn.Identity())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import sys
@@ -51,7 +52,7 @@ def load_network(given: str | Path | nn.Module, weights: str | Path | None = Non
     'Linear'
     """
     if isinstance(given, nn.Module):
-        network = Network(given.eval(), type(given).__name__)
+        network = Network(copy.deepcopy(given).eval(), type(given).__name__)  # the user's own stays as it is
     elif ":" in str(given) and not Path(str(given)).exists():
         network = Network(_from_factory(str(given)).eval(), str(given).rpartition(":")[2])
     else:

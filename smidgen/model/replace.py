@@ -99,7 +99,12 @@ def save_network(model: nn.Module, sites: list[Site], stored: Mapping[str, Store
         site.name: site.bias is not None or stored[site.name].bias is not None for site in sites if site.name in chains
     }
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    header = {"format": FORMAT, "chains": json.dumps(chains), "biased": json.dumps(biased)}
+    # What a folded BatchNorm left behind: the user's class still makes the BatchNorm.
+    identities = [name for name, module in model.named_modules() if type(module) is nn.Identity]
+    header = {
+        "format": FORMAT, "chains": json.dumps(chains), "biased": json.dumps(biased),
+        "identities": json.dumps(identities),
+    }  # fmt: skip
     partial = path.with_name(path.name + ".part")
     save_file(tensors, partial, metadata=header)
     partial.replace(path)
@@ -133,6 +138,7 @@ def rebuild_network(model: nn.Module, path: Path) -> nn.Module:
             layers = [build_layer(g, biased[name] and i == last) for i, g in enumerate(geometries)]
             result.get_submodule(name)
             _set(result, name, layers[0] if last == 0 else nn.Sequential(*layers))
+        _unfold(result, json.loads(header["identities"]), tensors)
         result.load_state_dict(tensors)
     except LoadError:
         raise
@@ -140,6 +146,17 @@ def rebuild_network(model: nn.Module, path: Path) -> nn.Module:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LoadError(f"load: '{path}' does not fit this network: {first}") from error
     return result
+
+
+def _unfold(model: nn.Module, identities: list[str], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Take out the BatchNorms that were folded, and give the layers before them the bias they got."""
+    for name in identities:
+        model.get_submodule(name)
+        _set(model, name, nn.Identity())
+    for name, module in model.named_modules():
+        added = tensors.get(f"{name}.bias")
+        if added is not None and "bias" in module._parameters and module._parameters["bias"] is None:
+            module.bias = nn.Parameter(torch.zeros_like(added))
 
 
 def _checked(entry: dict[str, Any], weight: torch.Tensor) -> Geometry:

@@ -87,7 +87,8 @@ def references(
 
     def keep(site: Site) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, result: Tensor) -> None:
-            rows[site.name].append(_rows(result, site.geometry, positions[site.name]))
+            # A copy: a later in-place activation must not change what is kept.
+            rows[site.name].append(_rows(result, site.geometry, positions[site.name]).clone())
 
         return hook
 

@@ -91,7 +91,6 @@ def record(
     files: dict[str, dict[str, Any]],
     *,
     outcome: Outcome,
-    note: str,
     budget: Budget,
     options: Sequence[Options],
     roles: Roles | None,
@@ -106,7 +105,6 @@ def record(
     Args:
         files: from `measure_files`, under ``original`` and the targets' names.
         outcome: where the search ended.
-        note: anything the reader must know about it.
         budget: what was asked for.
         options: of every site.
         roles, test: the data used; None where there was none.
@@ -115,6 +113,8 @@ def record(
     original, rest = files["original"], {k: v for k, v in files.items() if k != "original"}
     target = next(iter(rest))
     measured = rest[target]
+    unit = "nats" if measured["output_error"] is None else "half the normalised squared error"
+    unit = "relative error" if roles is None else unit
     outside = original["nbytes"] - sum(int(o.sizes[0]) for o in options)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -126,17 +126,24 @@ def record(
         "peak_rss_bytes": peak_rss_bytes(),
         "threads": threads,
         "versions": versions(),
-        "budget": {"kind": budget.kind, "value": budget.to_dict().get(budget.kind), "met": outcome.met, "note": note},
+        "budget": {"kind": budget.kind, "value": budget.to_dict().get(budget.kind),
+                   "met": outcome.met, "note": outcome.note},
         "data": data_entries(roles, test),
         "original": original,
         "files": rest,
         "layers": layers(outcome, options),
-        "predicted": {"loss": outcome.best.plan.loss, "nbytes": outcome.best.plan.nbytes + outside,
-                      "unit": "relative error" if roles is None else "nats"},
-        "measured": {"loss": measured["kl"], "nbytes": measured["nbytes"]},
+        "predicted": {"loss": outcome.best.plan.loss, "nbytes": outcome.best.plan.nbytes + outside, "unit": unit},
+        "measured": {"loss": measured_loss(measured), "nbytes": measured["nbytes"]},
         "trials": [{"nbytes": t.nbytes, "points": t.points, "price": t.plan.price, "predicted_loss": t.plan.loss}
                    for t in outcome.trials],
     }  # fmt: skip
+
+
+def measured_loss(file: Mapping[str, Any]) -> float | None:
+    """The measured loss in the unit of the prediction: KL, or half the normalised squared errors of all outputs."""
+    if file["output_error"] is not None:
+        return 0.5 * sum(file["output_error"].values())
+    return file["kl"]
 
 
 def data_entries(roles: Roles | None, test: Dataset | None) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""compress(): the stages in order, each frozen in, frozen out.
+
+    load → prepare → calibrate → candidates → plan → realise → export → measure → report
+
+The search for the price λ is in plain sight: `planning.search` is given a function that realises a plan, writes the
+file, runs it in its runtime on the selection inputs, and says what it measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from smidgen.budget import Budget
+from smidgen.errors import BudgetError
+from smidgen.measure.scores import Metric
+from smidgen.methods import Method
+from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
+from smidgen.pipeline.workshop import Workshop, candidates
+from smidgen.planning.allocate import allocate, price_of_tradeoff
+from smidgen.planning.candidates import Options
+from smidgen.planning.plan import Plan, plan_from_json
+from smidgen.planning.search import Outcome, search_drop, search_size
+from smidgen.report.result import Result
+
+__all__ = ["Task", "Workshop", "apply", "candidates", "compress", "open_task"]
+
+DEFAULT_POINTS = 1.0  # with no budget given: the smallest file that agrees on 99 % of the selection inputs
+DEFAULT_TRADEOFF = 0.5  # with no budget and no data
+
+
+def compress(
+    model: nn.Module | str | Path,
+    data: Data = None,
+    *,
+    budget: Budget | None = None,
+    test: Data = None,
+    weights: str | Path | None = None,
+    example: torch.Tensor | None = None,
+    methods: str | Sequence[str] | Mapping[str, Sequence[str]] = "auto",
+    metric: str | Metric | None = None,
+    refit: bool = True,
+    threads: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total: None,
+) -> Result:
+    """Make a trained network smaller within a budget.
+
+    Args:
+        model: a module, an ``.onnx`` or ``.pt2`` file, or ``file.py:factory``.
+        data: inputs, labels optional: a path, a `Dataset`, or any iterable of batches ``[n, …]``; None for none.
+        budget: what to reach; by default the smallest file that agrees with the original on 99 % of the selection
+            inputs, and the middle of the trade-off dial when there is no data.
+        test: inputs scored once at the end; a fifth of ``data`` is held back when None.
+        weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
+        example: one batch of inputs, needed where neither data nor the file tell the shape.
+        methods: ``"auto"`` for all, names, or names by layer kind: ``{"linear": ["svd"], "conv": ["cp"]}``.
+        metric: replaces accuracy: a function ``(outputs, labels) → float``, higher is better, or ``file.py:function``.
+        refit: refit each layer on what the compressed layers before it produce (needs data).
+        threads: for torch and onnxruntime; what torch uses when None.
+        device: where curvature, methods and refits compute.
+        seed: of everything drawn.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The smaller network, its plan and what was measured on the written file; ``met`` tells whether the budget was.
+
+    Raises:
+        UserError: for anything wrong with what was given.
+
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    >>> result = compress(net, example=torch.zeros(1, 64), budget=Budget(ratio=2))
+    >>> result.record["files"]["onnx"]["nbytes"] * 2 <= result.record["original"]["nbytes"]
+    True
+    """
+    started = time.perf_counter()
+    task = open_task(model, data, test, weights, example, metric, threads, device, seed)
+    _check_budget(budget or Budget(), task)
+    options, chosen = candidates(task, methods, progress)
+    with Threads(task.threads):
+        work = Workshop(task, options, refit, progress, agreement=(budget or Budget()).kind == "default")
+        outcome = _search(work, budget or Budget(), options, chosen)
+        return work.finish(outcome, budget or Budget(), time.perf_counter() - started)
+
+
+def apply(
+    model: nn.Module | str | Path,
+    plan: str,
+    data: Data = None,
+    *,
+    test: Data = None,
+    weights: str | Path | None = None,
+    example: torch.Tensor | None = None,
+    metric: str | Metric | None = None,
+    refit: bool = True,
+    threads: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total: None,
+) -> Result:
+    """Carry out a saved plan.
+
+    Args:
+        plan: text of a ``plan.json``.
+
+    The other arguments are those of `compress`.
+
+    Raises:
+        PlanError: when the plan is damaged or belongs to another network.
+    """
+    started = time.perf_counter()
+    task = open_task(model, data, test, weights, example, metric, threads, device, seed)
+    parsed = plan_from_json(plan, task.prepared.sites)
+    needed = sorted({c.method for c in parsed.choices if c.method is not None})
+    options, _ = candidates(task, needed, progress, parsed.settings)
+    with Threads(task.threads):
+        work = Workshop(task, options, refit, progress)
+        return work.finish(Outcome(work.trial(parsed), met=True), Budget(), time.perf_counter() - started)
+
+
+def _search(work: Workshop, budget: Budget, options: list[Options], chosen: dict[str, Method]) -> Outcome:
+    def plan_at(price: float) -> Plan:
+        return allocate(options, price, chosen)
+
+    middle = price_of_tradeoff(0.5, options) or 1.0
+    if budget.kind == "tradeoff" or (budget.kind == "default" and work.judge is None):
+        dial = DEFAULT_TRADEOFF if budget.tradeoff is None else budget.tradeoff
+        return Outcome(work.trial(plan_at(price_of_tradeoff(dial, options))), met=True)
+    if budget.kind == "size" or budget.kind == "ratio":
+        limit = budget.nbytes or int(work.original.stat().st_size / (budget.times or 1))
+        return search_size(plan_at, work.trial, limit, middle)
+    points = DEFAULT_POINTS if budget.points is None else budget.points
+    return search_drop(plan_at, work.trial, points, middle)
+
+
+def _check_budget(budget: Budget, task: Task) -> None:
+    if budget.kind == "max_drop" and task.roles is None:
+        raise BudgetError("budget: max_drop needs inputs to measure on; give --data, or a size, ratio or tradeoff")

@@ -1,0 +1,116 @@
+"""Open and check everything a run works on, before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from smidgen.data import Dataset, Roles, as_dataset, check_inputs, check_labels, open_data, split_roles
+from smidgen.errors import DataError
+from smidgen.export.prepare import Prepared, prepare
+from smidgen.measure.scores import Metric, load_metric
+from smidgen.model.load import Network, load_network
+
+BATCH = 32  # inputs a forward pass; small enough for one layer's im2col on a small machine
+
+Data = Any
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Everything a run works on, opened and checked."""
+
+    network: Network
+    prepared: Prepared
+    roles: Roles | None
+    test: Dataset | None
+    example: torch.Tensor
+    metric: Metric | None
+    threads: int
+    device: str
+    seed: int
+
+
+def open_task(
+    model: nn.Module | str | Path,
+    data: Data,
+    test: Data,
+    weights: str | Path | None,
+    example: torch.Tensor | None,
+    metric: str | Metric | None,
+    threads: int | None,
+    device: str,
+    seed: int,
+) -> Task:
+    """Open and check everything before any work starts; see `compress` for the arguments."""
+    network = load_network(model, weights)
+    given, kept = (None if d is None else _as_data(d) for d in (data, test))
+    for one in (given, kept):
+        if one is not None and network.input_shape:
+            check_inputs(one, network.input_shape)
+    roles = None if given is None else split_roles(given, test=kept, seed=seed)
+    example = _example(network, given or kept, example)
+    prepared = prepare(network, example)
+    _check_classes(prepared, given, kept, example, metric)
+    if isinstance(metric, str):
+        metric = load_metric(metric)
+    prepared.module.to(device)
+    return Task(
+        network, prepared, roles, roles.test if roles else kept, example, metric, threads or torch.get_num_threads(),
+        device, seed,
+    )  # fmt: skip
+
+
+def _as_data(given: Data) -> Dataset:
+    if isinstance(given, Dataset):
+        return given
+    return open_data(given) if isinstance(given, (str, Path)) else as_dataset(given)
+
+
+def _example(network: Network, data: Dataset | None, example: torch.Tensor | None) -> torch.Tensor:
+    if example is not None:
+        return example
+    if data is not None:
+        return torch.from_numpy(next(iter(data.take([0]).batches(1))))
+    shape = network.input_shape[1:]
+    if not network.input_shape or any(s is None for s in shape):
+        raise DataError("load: the input shape is not known; give --data, or --input 1,3,224,224 (example= in Python)")
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(1, *[int(s or 1) for s in shape], generator=generator)
+
+
+def _check_classes(
+    prepared: Prepared, data: Dataset | None, test: Dataset | None, example: torch.Tensor, metric: Any
+) -> None:
+    with torch.no_grad():
+        answer = prepared.module(example)
+    if metric is None and isinstance(answer, torch.Tensor) and answer.flatten(1).shape[1] == answer.shape[1] > 1:
+        for one in (data, test):
+            if one is not None and one.labels is not None:
+                check_labels(one, answer.shape[1])
+
+
+def one_input(task: Task) -> np.ndarray:
+    source = task.roles.calibration if task.roles is not None else task.test
+    return next(iter(source.take([0]).batches(1))) if source is not None else task.example[:1].numpy()
+
+
+class Threads:
+    """Torch's thread count for the time of a block."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __enter__(self) -> None:
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(self.count)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self.before)

@@ -1,0 +1,207 @@
+"""What each trial of a search does: realise a plan, write the file, run it in its runtime, score it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from smidgen.budget import Budget, format_size
+from smidgen.calibrate.answers import outputs_of
+from smidgen.calibrate.curvature import collect
+from smidgen.data import Dataset, Roles
+from smidgen.errors import VerificationError
+from smidgen.export.onnx import write
+from smidgen.measure.scores import Judge
+from smidgen.methods import Method, choose_methods
+from smidgen.pipeline.task import BATCH, Progress, Task, Threads, one_input
+from smidgen.planning.candidates import Options, gather
+from smidgen.planning.plan import Choice, Plan
+from smidgen.planning.probe import probe
+from smidgen.planning.realise import Realised, realise, references
+from smidgen.planning.search import Outcome, Trial
+from smidgen.report.record import measure_files, record
+from smidgen.report.result import Result, Scratch
+from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
+from smidgen.site import untouched
+
+REFIT_INPUTS = 512  # calibration inputs that a refit uses at most
+PROBE_INPUTS = 128  # … and a probe of the true loss, which takes a mean only
+KEPT_NBYTES = 128 << 20  # most memory for either
+TOLERANCE = 1e-3  # largest difference between the written file and the torch model, as a share of the largest output
+
+
+def candidates(
+    task: Task,
+    methods: str | Sequence[str] | Mapping[str, Sequence[str]],
+    progress: Progress = lambda stage, done, total: None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[list[Options], dict[str, Method]]:
+    """Curvature, and every form every site could take.
+
+    Args:
+        task: from `open_task`.
+        methods: see `compress`.
+        progress: called with (stage, done, total).
+        settings: of methods, by name.
+
+    Returns:
+        The options in running order, and the methods they came from.
+    """
+    chosen, allowed = choose_methods(methods, settings or {})
+    sites = task.prepared.sites
+    with Threads(task.threads):
+        curvatures = {}
+        if task.roles is not None:
+            batches = _counted(task.roles.calibration, progress)
+            curvatures = collect(task.prepared.module, sites, batches, device=task.device, seed=task.seed)
+        tick = _ticks(progress, "candidates", len(sites))
+        options = gather(sites, curvatures, chosen, allowed=allowed, device=task.device, seed=task.seed, tick=tick)
+        if task.roles is not None:
+            inputs, tick = _kept_batches(task.roles, PROBE_INPUTS), _ticks(progress, "probe", len(sites))
+            options = probe(task.prepared.module, options, inputs, device=task.device, tick=tick)
+    return options, chosen
+
+
+class Workshop:
+    """Realises plans, writes them and measures them, for one task.
+
+    Args:
+        task: what to work on.
+        options: of every site, from `candidates`.
+        refit: refit each layer on what the compressed layers before it produce.
+        progress: called with (stage, done, total).
+        agreement: trials are judged by agreement with the original, even where there are labels.
+    """
+
+    def __init__(
+        self, task: Task, options: list[Options], refit: bool, progress: Progress, *, agreement: bool = False
+    ) -> None:
+        self.task, self.options, self.progress = task, options, progress
+        self.folder = Scratch()
+        self.known = None
+        if refit and task.roles is not None:
+            sites = [o.site for o in options if len(o.labels) > 1]
+            module = task.prepared.module
+            self.known = references(
+                module, sites, _kept_batches(task.roles, REFIT_INPUTS), device=task.device, seed=task.seed
+            )
+        self.count = 0
+        self.original = self._original()
+        self.judge = self._judge(agreement)
+
+    def trial(self, plan: Plan) -> Trial:
+        """Realise, write, run in the runtime, score on the selection inputs."""
+        task = self.task
+        self.count += 1
+        path = self.folder.path / f"trial{self.count}.onnx"
+        realised = realise(
+            task.prepared.module, self.options, plan, self.known, device=task.device,
+            tick=lambda name: self.progress(f"trial {self.count}", 0, 0),
+        )  # fmt: skip
+        nbytes = write(task.prepared.base, task.prepared.sites, realised.stored, path)
+        points = None
+        if self.judge is not None and task.roles is not None:
+            with open_onnx(path, task.threads) as runner:
+                points = self.judge.loss(run_dataset(runner, task.roles.selection.batches(BATCH))).points
+        self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
+        return Trial(plan, nbytes, points, (realised, path))
+
+    def finish(self, outcome: Outcome, budget: Budget, seconds: float) -> Result:
+        """Verify the chosen file, score it once on the test inputs, and write the record."""
+        task = self.task
+        if outcome.best.nbytes > self.original.stat().st_size:
+            outcome = self._original_kept(outcome)
+        best = outcome.best
+        realised: Realised = best.carried[0]
+        path: Path = best.carried[1]
+        final = path.with_name("model.onnx")
+        path.replace(final)
+        self._verify(realised, final)
+        self.progress("measure", 0, 1)
+        files = measure_files(
+            {"original": self.original, "onnx": final}, task.test, task.metric, one_input(task), task.threads, BATCH
+        )
+        entries = record(
+            files, outcome=outcome, budget=budget, options=self.options, roles=task.roles,
+            test=task.test, seed=task.seed, threads=task.threads, seconds=seconds, name=task.network.name,
+        )  # fmt: skip
+        return Result(
+            model=realised.model, plan=best.plan, met=outcome.met, record=entries, files={"onnx": final},
+            sites=task.prepared.sites, stored=realised.stored, folder=self.folder,
+        )  # fmt: skip
+
+    def _original(self) -> Path:
+        """The given ONNX file, else our stripped float export."""
+        if self.task.network.source is not None:
+            return self.task.network.source
+        path = self.folder.path / "original.onnx"
+        sites = self.task.prepared.sites
+        write(self.task.prepared.base, sites, {s.name: untouched(s) for s in sites}, path)
+        return path
+
+    def _original_kept(self, outcome: Outcome) -> Outcome:
+        """Never a larger file than the one given: a rewritten graph can be longer than a very lean original."""
+        task, plan = self.task, outcome.best.plan
+        choices = tuple(
+            Choice(o.site.name, None, None, 0.0, int(o.sizes[0]), "the rewritten file would be larger")
+            for o in self.options
+        )
+        path = self.folder.path / "kept.onnx"
+        shutil.copyfile(self.original, path)
+        realised = Realised(task.prepared.module, {o.site.name: untouched(o.site) for o in self.options})
+        kept = Trial(replace(plan, choices=choices), path.stat().st_size, 0.0, (realised, path))
+        note = f"the rewritten file would be larger ({outcome.best.nbytes} bytes), so the original is kept"
+        return replace(outcome, best=kept, note="; ".join(filter(None, (outcome.note, note))))
+
+    def _judge(self, agreement: bool) -> Judge | None:
+        if self.task.roles is None:
+            return None
+        selection = self.task.roles.selection
+        with open_onnx(self.original, self.task.threads) as runner:
+            reference = run_dataset(runner, selection.batches(BATCH))
+            labels, metric = (None, None) if agreement else (selection.labels, self.task.metric)
+            return Judge(reference, runner.output_names, labels, metric, self.task.seed)
+
+    def _verify(self, realised: Realised, path: Path) -> None:
+        x = one_input(self.task)
+        with torch.no_grad():
+            answer = realised.model(torch.from_numpy(x).to(self.task.device))
+        expected = [a.cpu().numpy() for a in outputs_of(answer)]
+        with open_onnx(path, self.task.threads) as runner:
+            written = runner.run(x)
+        for want, got in zip(expected, written, strict=True):
+            worst, size = float(np.abs(want - got).max()), float(np.abs(want).max())
+            if not worst <= TOLERANCE * max(size, 1e-6):
+                raise VerificationError(
+                    f"export: the written file differs from the network by {worst:.2g} (outputs up to {size:.2g}); "
+                    "please report this network"
+                )
+
+
+def _kept_batches(roles: Roles, most: int) -> list[np.ndarray]:
+    """Calibration inputs that stay in memory: at most so many, and at most `KEPT_NBYTES`."""
+    each = int(np.prod(roles.calibration.shape)) * 4
+    count = min(len(roles.calibration), most, max(16, KEPT_NBYTES // each))
+    return list(roles.calibration.array(0, count).batches(BATCH))
+
+
+def _ticks(progress: Progress, stage: str, total: int) -> Callable[[str], None]:
+    done: list[str] = []
+
+    def tick(name: str) -> None:
+        done.append(name)
+        progress(stage, len(done), total)
+
+    return tick
+
+
+def _counted(data: Dataset, progress: Progress) -> Any:
+    for i, batch in enumerate(data.batches(BATCH)):
+        yield batch
+        progress("calibrate", min((i + 1) * BATCH, len(data)), len(data))
