@@ -21,13 +21,13 @@ from smidgen.measure.scores import Metric
 from smidgen.methods import Method
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
 from smidgen.pipeline.workshop import Workshop, candidates
-from smidgen.planning.allocate import allocate, price_of_tradeoff
+from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
 from smidgen.planning.candidates import Options
 from smidgen.planning.plan import Plan, plan_from_json
 from smidgen.planning.search import Outcome, search_drop, search_size
 from smidgen.report.result import Result
 
-__all__ = ["Task", "Workshop", "apply", "candidates", "compress", "open_task"]
+__all__ = ["Task", "Workshop", "apply", "candidates", "compress", "open_task", "search"]
 
 DEFAULT_POINTS = 1.0  # with no budget given: the smallest file that agrees on 99 % of the selection inputs
 DEFAULT_TRADEOFF = 0.5  # with no budget and no data
@@ -85,7 +85,7 @@ def compress(
     options, chosen = candidates(task, methods, progress)
     with Threads(task.threads):
         work = Workshop(task, options, refit, progress, agreement=(budget or Budget()).kind == "default")
-        outcome = _search(work, budget or Budget(), options, chosen)
+        outcome = search(work, budget or Budget(), options, chosen)
         return work.finish(outcome, budget or Budget(), time.perf_counter() - started)
 
 
@@ -124,7 +124,15 @@ def apply(
         return work.finish(Outcome(work.trial(parsed), met=True), Budget(), time.perf_counter() - started)
 
 
-def _search(work: Workshop, budget: Budget, options: list[Options], chosen: dict[str, Method]) -> Outcome:
+def search(work: Workshop, budget: Budget, options: list[Options], chosen: dict[str, Method]) -> Outcome:
+    """Find the plan whose written file meets a budget.
+
+    Args:
+        work: realises, writes and measures plans.
+        budget: what to reach.
+        options, chosen: from `candidates`.
+    """
+
     def plan_at(price: float) -> Plan:
         return allocate(options, price, chosen)
 
@@ -134,7 +142,7 @@ def _search(work: Workshop, budget: Budget, options: list[Options], chosen: dict
         return Outcome(work.trial(plan_at(price_of_tradeoff(dial, options))), met=True)
     if budget.kind == "size" or budget.kind == "ratio":
         limit = budget.nbytes or int(work.original.stat().st_size / (budget.times or 1))
-        return search_size(plan_at, work.trial, limit, middle)
+        return search_size(plan_at, work.trial, limit, middle, spend=lambda plan, spare: spend(options, plan, spare))
     points = DEFAULT_POINTS if budget.points is None else budget.points
     return search_drop(plan_at, work.trial, points, middle)
 

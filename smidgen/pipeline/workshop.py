@@ -17,12 +17,13 @@ from smidgen.calibrate.curvature import collect
 from smidgen.data import Dataset, Roles
 from smidgen.errors import VerificationError
 from smidgen.export.onnx import write
+from smidgen.forms import Dense, macs
 from smidgen.measure.scores import Judge
 from smidgen.methods import Method, choose_methods
 from smidgen.pipeline.task import BATCH, Progress, Task, Threads, one_input
 from smidgen.planning.candidates import Options, gather
 from smidgen.planning.plan import Choice, Plan
-from smidgen.planning.probe import probe
+from smidgen.planning.probe import SHARES, probe
 from smidgen.planning.realise import Realised, realise, references
 from smidgen.planning.search import Outcome, Trial
 from smidgen.report.record import measure_files, record
@@ -31,7 +32,8 @@ from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
 from smidgen.site import untouched
 
 REFIT_INPUTS = 512  # calibration inputs that a refit uses at most
-PROBE_INPUTS = 128  # … and a probe of the true loss, which takes a mean only
+PROBE_INPUTS = 512  # … and a probe of the true loss
+PROBE_MACS = 1e12  # most multiplications of all probes: half a minute or so on a small machine
 KEPT_NBYTES = 128 << 20  # most memory for either
 TOLERANCE = 1e-3  # largest difference between the written file and the torch model, as a share of the largest output
 
@@ -63,7 +65,7 @@ def candidates(
         tick = _ticks(progress, "candidates", len(sites))
         options = gather(sites, curvatures, chosen, allowed=allowed, device=task.device, seed=task.seed, tick=tick)
         if task.roles is not None:
-            inputs, tick = _kept_batches(task.roles, PROBE_INPUTS), _ticks(progress, "probe", len(sites))
+            inputs, tick = _kept_batches(task.roles, _probe_inputs(options)), _ticks(progress, "probe", len(sites))
             options = probe(task.prepared.module, options, inputs, device=task.device, tick=tick)
     return options, chosen
 
@@ -182,6 +184,12 @@ class Workshop:
                     f"export: the written file differs from the network by {worst:.2g} (outputs up to {size:.2g}); "
                     "please report this network"
                 )
+
+
+def _probe_inputs(options: list[Options]) -> int:
+    each = sum(macs(Dense(o.site.weight), o.site.geometry) for o in options)
+    passes = 1 + len(SHARES) * sum(len(o.labels) > 1 for o in options)
+    return int(np.clip(PROBE_MACS / max(1, each * passes), 32, PROBE_INPUTS))
 
 
 def _kept_batches(roles: Roles, most: int) -> list[np.ndarray]:

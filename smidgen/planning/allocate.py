@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from math import inf
 
@@ -80,20 +80,58 @@ def allocate(options: Sequence[Options], price: float, methods: Mapping[str, Met
     Returns:
         A plan; at a higher price it never has more bytes.
     """
-    choices = []
+    best = []
     for option in options:
         # Ties go to the smaller form, then to the smaller loss.
         order = np.lexsort(
             (option.losses, option.sizes, 0 * option.sizes if price == inf else option.losses + price * option.sizes)
         )
-        best = int(order[0])
-        method, rank = option.labels[best]
-        reason = _reason(option) if method is None else None
-        choices.append(
-            Choice(option.site.name, method, rank, float(option.losses[best]), int(option.sizes[best]), reason)
-        )
+        best.append(int(order[0]))
     settings = {name: asdict(method.settings) for name, method in methods.items()}
-    return Plan(tuple(choices), price, fingerprint([o.site for o in options]), settings)
+    choices = tuple(_choice(option, i) for option, i in zip(options, best, strict=True))
+    return Plan(choices, price, fingerprint([o.site for o in options]), settings)
+
+
+def spend(options: Sequence[Options], plan: Plan, spare: int) -> Plan:
+    """The plan with bytes that are left over spent where they buy the most.
+
+    One price meets a budget only as closely as the steps between options allow; this fills the gap, one site at a time,
+    by the largest fall of the loss a byte.
+
+    Args:
+        options: of every site.
+        plan: from `allocate`.
+        spare: bytes that may be added.
+
+    Returns:
+        A plan with at most ``spare`` more bytes and no more loss.
+    """
+    current = [o.labels.index((c.method, c.rank)) for o, c in zip(options, plan.choices, strict=True)]
+    while True:
+        steps = [
+            (gain, extra, site, i)
+            for site, option in enumerate(options)
+            for gain, extra, i in _upgrades(option, current[site], spare)
+        ]
+        if not steps:
+            break
+        _, extra, site, i = max(steps)
+        current[site], spare = i, spare - extra
+    return replace(plan, choices=tuple(_choice(o, i) for o, i in zip(options, current, strict=True)))
+
+
+def _upgrades(option: Options, now: int, spare: int) -> list[tuple[float, int, int]]:
+    """(fall of the loss a byte, extra bytes, option) of everything larger and better that fits."""
+    extra = option.sizes - option.sizes[now]
+    fall = option.losses[now] - option.losses
+    fits = np.flatnonzero((extra > 0) & (extra <= spare) & (fall > 0))
+    return [(float(fall[i] / extra[i]), int(extra[i]), int(i)) for i in fits]
+
+
+def _choice(option: Options, i: int) -> Choice:
+    method, rank = option.labels[i]
+    reason = _reason(option) if method is None else None
+    return Choice(option.site.name, method, rank, float(option.losses[i]), int(option.sizes[i]), reason)
 
 
 def _reason(option: Options) -> str:

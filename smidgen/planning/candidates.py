@@ -25,7 +25,6 @@ class Options:
         labels: (method, rank) of each option.
         refusals: reason by method name.
         worth: predicted loss of losing the layer altogether; what the trade-off dial is measured in.
-        factor: what probes of the true loss multiplied the predictions by.
     """
 
     site: Site
@@ -35,7 +34,6 @@ class Options:
     labels: tuple[tuple[str | None, int | None], ...]
     refusals: Mapping[str, str] = field(default_factory=dict)
     worth: float = 0.0
-    factor: float = 1.0
 
     def form(self, method: str | None, rank: int | None) -> Form:
         """The form of one option."""

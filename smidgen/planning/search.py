@@ -46,12 +46,15 @@ class Outcome:
 
 Realise = Callable[[Plan], Trial]
 PlanAt = Callable[[float], Plan]
+Spend = Callable[[Plan, int], Plan]
 
 # λ spans this many powers of ten around the middle of the dial: below nothing is worth removing, above everything.
 DECADES = 12
 
 
-def search_size(plan_at: PlanAt, realise: Realise, limit: int, middle: float, *, most_trials: int = 5) -> Outcome:
+def search_size(
+    plan_at: PlanAt, realise: Realise, limit: int, middle: float, *, spend: Spend, most_trials: int = 5
+) -> Outcome:
     """The lowest price whose written file has at most ``limit`` bytes.
 
     Predicted bytes rank the plans; the gap between predicted and written is learned from each file written.
@@ -61,12 +64,14 @@ def search_size(plan_at: PlanAt, realise: Realise, limit: int, middle: float, *,
         realise: carries a plan out, writes and measures it.
         limit: bytes.
         middle: a price in the middle of the useful range.
+        spend: (plan, spare bytes) → a plan that uses them; see `smidgen.planning.allocate.spend`.
         most_trials: files written at most.
     """
     trials: list[Trial] = []
     gap = 0
     for _ in range(most_trials):
         plan = _cheapest(plan_at, lambda p: p.nbytes + gap <= limit, middle)  # noqa: B023 - used at once
+        plan = spend(plan, limit - gap - plan.nbytes)
         if any(t.plan.key == plan.key for t in trials):
             break
         trials.append(realise(plan))

@@ -113,7 +113,8 @@ def record(
     original, rest = files["original"], {k: v for k, v in files.items() if k != "original"}
     target = next(iter(rest))
     measured = rest[target]
-    unit = "nats" if measured["output_error"] is None else "half the normalised squared error"
+    values = measured["kl"] is None and measured["output_error"] is not None
+    unit = "half the normalised squared error" if values else "nats"
     unit = "relative error" if roles is None else unit
     outside = original["nbytes"] - sum(int(o.sizes[0]) for o in options)
     return {
@@ -141,7 +142,7 @@ def record(
 
 def measured_loss(file: Mapping[str, Any]) -> float | None:
     """The measured loss in the unit of the prediction: KL, or half the normalised squared errors of all outputs."""
-    if file["output_error"] is not None:
+    if file["kl"] is None and file["output_error"] is not None:
         return 0.5 * sum(file["output_error"].values())
     return file["kl"]
 
