@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from smidgen.calibrate.answers import LEAST_VARIANCE, as_logits, is_classifier, outputs_of
 from smidgen.calibrate.columns import choose_positions, input_rows, output_rows
 from smidgen.errors import LoadError
+from smidgen.forms import Dense, macs
 from smidgen.site import Curvature, Moment, Site
+
+TYPICAL_INPUTS = 1000  # how many there are is not known before the last has been seen
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class Settings:
         positions: most output positions of a convolution used from one sample.
         temperature: T as a share of the logits' standard deviation (never below 1). One is best of 0.25, 0.5, 1 and 2
             on LeNet (KL 0.0035 against 0.0041 at 0.5, 9x smaller).
-        draws: labels drawn for each input; each costs one backward pass.
+        draws: labels drawn for each input at most; each costs one backward pass.
+        draw_macs: multiplications spent on them at most: small networks can afford all draws, large ones take one or
+            two, which they need less since they are wide.
         shrink: share of G's diagonal spread taken out toward its mean.
     """
 
@@ -43,7 +48,8 @@ class Settings:
     rows: int = 1536
     positions: int = 64
     temperature: float = 1.0
-    draws: int = 2
+    draws: int = 8
+    draw_macs: float = 1e12
     shrink: float = 0.5
 
 
@@ -145,6 +151,7 @@ def collect(
     if not sums:
         return {}
     handles = [_watch(model.get_submodule(name), sums[name], settings, generator) for name in sums]
+    draws = _draws(sites, settings)
     frozen = [p for p in model.parameters() if p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -153,7 +160,7 @@ def collect(
             for batch in batches:
                 x = torch.from_numpy(batch).to(device)
                 outputs = model(x)
-                for left in reversed(range(settings.draws)):
+                for left in reversed(range(draws)):
                     sampled_loss(outputs, settings.temperature, generator).backward(retain_graph=left > 0)
     finally:
         for handle in handles:
@@ -161,6 +168,12 @@ def collect(
         for parameter in frozen:
             parameter.requires_grad_(True)
     return {name: one.result(settings) for name, one in sums.items()}
+
+
+def _draws(sites: list[Site], settings: Settings) -> int:
+    """Labels drawn for each input; a backward pass costs twice a forward one."""
+    each = 2 * sum(macs(Dense(site.weight), site.geometry) for site in sites)
+    return int(np.clip(settings.draw_macs / max(1, each * TYPICAL_INPUTS), 1, settings.draws))
 
 
 def _watch(module: nn.Module, sums: _Sums, settings: Settings, generator: torch.Generator) -> Any:

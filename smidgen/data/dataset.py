@@ -14,6 +14,8 @@ from numpy.typing import DTypeLike, NDArray
 from smidgen.data.items import ArrayItems, Items
 from smidgen.errors import DataError
 
+BATCH_NBYTES = 4 << 20  # inputs of a batch of the default size
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -80,11 +82,12 @@ class Dataset:
         """Shape of one prepared input, without the batch axis."""
         return self.items.prepare(self.indices[:1]).shape[1:]
 
-    def batches(self, batch_size: int) -> Iterator[NDArray[np.float32]]:
+    def batches(self, batch_size: int | None = None) -> Iterator[NDArray[np.float32]]:
         """Prepared inputs in order, decoded as they are asked for.
 
         Args:
-            batch_size: inputs a batch; the last may be smaller.
+            batch_size: inputs a batch; the last may be smaller. By default as many as fit 4 MiB, from 4 to 64: what a
+                network makes of one large image takes hundreds of times its bytes.
 
         Returns:
             An iterator of (N, …) arrays; the caller may write into them.
@@ -92,6 +95,8 @@ class Dataset:
         Raises:
             DataError: the batch size is not positive, or an image cannot be read.
         """
+        if batch_size is None:
+            batch_size = min(64, max(4, BATCH_NBYTES // (4 * self.items.prepare(self.indices[:1])[0].size)))
         if batch_size < 1:
             raise DataError(f"data: batch_size={batch_size} is not positive; give e.g. 64")
         return (self.items.prepare(self.indices[at : at + batch_size]) for at in range(0, len(self), batch_size))
@@ -140,14 +145,15 @@ class Dataset:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What a report says of the set: count, hash, whether labelled, the source's name and notes."""
-        labelled = self.labels is not None
+        """What a report says of the set: count, hash, whether labelled, source, notes, and images' preprocessing."""
+        labelled, declared = self.labels is not None, self.items.declared()
         return {
             "count": len(self),
             "sha256": self.sha256,
             "labels": labelled,
             "source": self.source,
             **dict(self.notes),
+            **({} if declared is None else {"preprocess": declared}),
         }
 
 

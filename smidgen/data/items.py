@@ -49,6 +49,10 @@ class Items(ABC):
     def prepare(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """The network's inputs at these places, at least one, the batch axis first."""
 
+    def declared(self) -> dict[str, Any] | None:
+        """The preprocessing as JSON holds it, for reports; None for inputs that are ready for the network."""
+        return None
+
 
 class ArrayItems(Items):
     """Inputs given ready for the network, as floating-point numbers.
@@ -102,6 +106,9 @@ class PixelItems(Items):
     def prepare(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._preprocess.batch(self._pixels[indices])
 
+    def declared(self) -> dict[str, Any]:
+        return self._preprocess.to_dict()
+
 
 class EncodedItems(Items):
     """Images in encoded form (JPEG, PNG, …), decoded when asked for.
@@ -119,6 +126,9 @@ class EncodedItems(Items):
         super().__init__()
         self._names, self._read, self._preprocess, self._max_pixels = names, read, preprocess, max_pixels
         self._expected: tuple[int, int, int] | None = None  # height, width after fitting, and who set it
+
+    def declared(self) -> dict[str, Any]:
+        return self._preprocess.to_dict()
 
     def __len__(self) -> int:
         return len(self._names)

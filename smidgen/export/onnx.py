@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from onnx import helper
 from torch import nn
 
 from smidgen.errors import LoadError, OutputError
-from smidgen.export.onnx_strip import strip
+from smidgen.export.onnx_strip import drop_unused, strip
 from smidgen.forms import Stage, stages
 from smidgen.site import Site, Stored
 
@@ -69,6 +69,7 @@ def export_base(
         LoadError: when torch cannot export the network.
     """
     proto, dynamic = _export(model, example, input_name, output_names)
+    _drop_zero_biases(proto.graph, {f"{site.name}.weight" for site in sites if site.bias is None})
     found = frozenset(site.name for site in sites if site.refusal is None and _open(proto, site))
     # Over several positions a BatchNorm's channels are the positions, not the layer's outputs.
     channels_last = {s.name for s in sites if s.geometry.kind == "linear" and s.geometry.in_size}
@@ -172,15 +173,42 @@ def _export(
                 warnings.simplefilter("ignore")  # deprecations inside the exporter, nothing a user can act on
                 program = torch.onnx.export(
                     model, (batch,), dynamo=True, external_data=False, optimize=False, verbose=False,
-                    dynamic_shapes=shapes, input_names=[input_name], output_names=list(output_names) or None,
+                    dynamic_shapes=shapes,
                 )  # fmt: skip
             assert program is not None
-            return program.model_proto, dynamic
+            proto = program.model_proto
+            _name_ends(proto.graph, input_name, output_names)
+            return proto, dynamic
         except Exception as error:  # the exporter raises many kinds; the first line of each is told
             errors.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
     raise LoadError(
         f"export: torch cannot export this network to ONNX: {errors[-1]}; make it work with torch.export first"
     )
+
+
+def _name_ends(graph: onnx.GraphProto, input_name: str, output_names: tuple[str, ...]) -> None:
+    """Name inputs and outputs; a value in between that has such a name gets another.
+
+    Torch renames without looking: an output called ``linear_1``, as torch itself would, meets the value of that name.
+    """
+    ends = {value.name: name for value, name in zip(graph.output, output_names, strict=False)}
+    ends[graph.input[0].name] = input_name
+    taken = set(ends.values())
+
+    def renamed(name: str) -> str:
+        return ends.get(name, f"{name}~" if name in taken else name)
+
+    for value in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]:
+        value.name = renamed(value.name)
+    _rename_values(graph.node, renamed)
+
+
+def _rename_values(nodes: Iterable[onnx.NodeProto], renamed: Callable[[str], str]) -> None:
+    for node in nodes:
+        for names in (node.input, node.output):
+            names[:] = [renamed(name) for name in names]
+        for attribute in node.attribute:
+            _rename_values(attribute.g.node, renamed)
 
 
 def _optimised(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -191,6 +219,14 @@ def _optimised(proto: onnx.ModelProto) -> onnx.ModelProto:
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
         result: Any = onnxscript.optimizer.optimize(proto)
     return result
+
+
+def _drop_zero_biases(graph: onnx.GraphProto, weights: set[str]) -> None:
+    """The exporter makes a bias of zeros from the weight's shape: a second reader of the weight."""
+    for node in graph.node:
+        if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in weights:
+            del node.input[2:]
+    drop_unused(graph)
 
 
 def _open(proto: onnx.ModelProto, site: Site) -> bool:

@@ -37,7 +37,7 @@ def strip(proto: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in graph.initializer:
         tensor.ClearField("doc_string")
         tensor.ClearField("metadata_props")
-    _drop_unused(graph)
+    drop_unused(graph)
     if not _has_subgraphs(graph):
         _shorten(graph)
     for node in graph.node:
@@ -56,7 +56,8 @@ def _has_subgraphs(graph: onnx.GraphProto) -> bool:
     return any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute)
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and weights that no output needs; a graph with inner graphs is left as it is."""
     if _has_subgraphs(graph):
         return
     needed = {o.name for o in graph.output}

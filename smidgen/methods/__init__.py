@@ -121,8 +121,9 @@ def choose_methods(
         _known("method", name, sorted(methods()))
         try:
             chosen[name] = methods()[name].with_settings(**settings.get(name, {}))
-        except TypeError as error:
-            raise PlanError(f"{name}: {error}; its settings are {methods()[name].settings}") from error
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise PlanError(f"{name}: {reason}; its settings are {methods()[name].settings}") from error
     return chosen, allowed
 
 

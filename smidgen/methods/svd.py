@@ -40,6 +40,10 @@ class Settings:
     factors: int = 2
     damp: float = 0.01
 
+    def __post_init__(self) -> None:
+        if self.factors not in (2, 3) or not self.damp >= 0:
+            raise ValueError(f"factors={self.factors!r} must be 2 or 3, damp={self.damp!r} at least 0")
+
 
 @dataclass(frozen=True, eq=False)
 class Basis:

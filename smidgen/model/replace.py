@@ -107,6 +107,7 @@ def save_network(model: nn.Module, sites: list[Site], stored: Mapping[str, Store
     }  # fmt: skip
     partial = path.with_name(path.name + ".part")
     save_file(tensors, partial, metadata=header)
+    partial.chmod(0o644)  # the library makes it private; the files beside it are not
     partial.replace(path)
 
 

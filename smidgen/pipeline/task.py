@@ -17,8 +17,6 @@ from smidgen.export.prepare import Prepared, prepare
 from smidgen.measure.scores import Metric, load_metric
 from smidgen.model.load import Network, load_network
 
-BATCH = 32  # inputs a forward pass; small enough for one layer's im2col on a small machine
-
 Data = Any
 Progress = Callable[[str, int, int], None]
 

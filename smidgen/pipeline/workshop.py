@@ -20,7 +20,7 @@ from smidgen.export.onnx import write
 from smidgen.forms import Dense, macs
 from smidgen.measure.scores import Judge
 from smidgen.methods import Method, choose_methods
-from smidgen.pipeline.task import BATCH, Progress, Task, Threads, one_input
+from smidgen.pipeline.task import Progress, Task, Threads, one_input
 from smidgen.planning.candidates import Options, gather
 from smidgen.planning.plan import Choice, Plan
 from smidgen.planning.probe import SHARES, probe
@@ -110,7 +110,7 @@ class Workshop:
         points = None
         if self.judge is not None and task.roles is not None:
             with open_onnx(path, task.threads) as runner:
-                points = self.judge.loss(run_dataset(runner, task.roles.selection.batches(BATCH))).points
+                points = self.judge.loss(run_dataset(runner, task.roles.selection.batches())).points
         self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
         return Trial(plan, nbytes, points, (realised, path))
 
@@ -127,7 +127,7 @@ class Workshop:
         self._verify(realised, final)
         self.progress("measure", 0, 1)
         files = measure_files(
-            {"original": self.original, "onnx": final}, task.test, task.metric, one_input(task), task.threads, BATCH
+            {"original": self.original, "onnx": final}, task.test, task.metric, one_input(task), task.threads
         )
         entries = record(
             files, outcome=outcome, budget=budget, options=self.options, roles=task.roles,
@@ -166,7 +166,7 @@ class Workshop:
             return None
         selection = self.task.roles.selection
         with open_onnx(self.original, self.task.threads) as runner:
-            reference = run_dataset(runner, selection.batches(BATCH))
+            reference = run_dataset(runner, selection.batches())
             labels, metric = (None, None) if agreement else (selection.labels, self.task.metric)
             return Judge(reference, runner.output_names, labels, metric, self.task.seed)
 
@@ -196,7 +196,7 @@ def _kept_batches(roles: Roles, most: int) -> list[np.ndarray]:
     """Calibration inputs that stay in memory: at most so many, and at most `KEPT_NBYTES`."""
     each = int(np.prod(roles.calibration.shape)) * 4
     count = min(len(roles.calibration), most, max(16, KEPT_NBYTES // each))
-    return list(roles.calibration.array(0, count).batches(BATCH))
+    return list(roles.calibration.array(0, count).batches())
 
 
 def _ticks(progress: Progress, stage: str, total: int) -> Callable[[str], None]:
@@ -210,6 +210,8 @@ def _ticks(progress: Progress, stage: str, total: int) -> Callable[[str], None]:
 
 
 def _counted(data: Dataset, progress: Progress) -> Any:
-    for i, batch in enumerate(data.batches(BATCH)):
+    done = 0
+    for batch in data.batches():
         yield batch
-        progress("calibrate", min((i + 1) * BATCH, len(data)), len(data))
+        done += len(batch)
+        progress("calibrate", done, len(data))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from smidgen.errors import Refusal
+from smidgen.errors import PlanError, Refusal
 from smidgen.forms import Dense, Form, nbytes
 from smidgen.methods import Family, Method
 from smidgen.site import Curvature, Site, grouped
@@ -39,6 +39,9 @@ class Options:
         """The form of one option."""
         if method is None or rank is None:
             return Dense(self.site.weight)
+        if method not in self.families:
+            reason = self.refusals.get(method, "it was not asked")
+            raise PlanError(f"plan: '{self.site.name}' cannot take {method}: {reason}")
         return self.families[method].form(rank)
 
     def outline(self, method: str | None, rank: int | None) -> Form:

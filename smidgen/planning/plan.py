@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from math import inf, isfinite
 from typing import Any
 
 from smidgen.errors import PlanError
@@ -40,7 +41,7 @@ class Plan:
 
     Args:
         choices: in the order the sites run.
-        price: λ, loss per byte, at which they were made.
+        price: λ, loss per byte, at which they were made; infinity where only bytes counted (null in JSON).
         network: fingerprint of the network's sites.
         settings: by method name, what the methods were set to.
     """
@@ -67,7 +68,8 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; see `plan_from_json`."""
-        entries = {"version": VERSION, "network": self.network, "price": self.price, "settings": self.settings}
+        price = None if self.price == inf else self.price  # JSON has no infinity
+        entries = {"version": VERSION, "network": self.network, "price": price, "settings": self.settings}
         return json.dumps({**entries, "choices": [asdict(c) for c in self.choices]}, indent=1)
 
 
@@ -97,23 +99,33 @@ def plan_from_json(text: str, sites: list[Site]) -> Plan:
         if version != VERSION:
             raise PlanError(f"plan: version {version} is not supported; this smidgen reads version {VERSION}")
         choices = tuple(_choice(entry) for entry in entries.pop("choices"))
-        plan = Plan(choices=choices, **entries)
-        if not isinstance(plan.settings, dict) or not isinstance(plan.network, str):
-            raise TypeError("settings and network must be an object and a text")
+        price, settings, network = entries.pop("price"), entries.pop("settings"), entries.pop("network")
+        if entries or not isinstance(network, str) or not (price is None or _number(price)):
+            raise TypeError(f"the network's hash and the price are needed, and nothing beside them: {sorted(entries)}")
+        if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
+            raise TypeError("settings must be an object of objects")
+        plan = Plan(choices, inf if price is None else float(price), network, settings)
     except PlanError:
         raise
     except Exception as error:
-        raise PlanError(f"plan: not a plan file that smidgen wrote: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise PlanError(f"plan: not a plan file that smidgen wrote: {type(error).__name__}: {reason}") from error
     if plan.network != fingerprint(sites) or [c.site for c in choices] != [s.name for s in sites]:
         raise PlanError("plan: it was made for another network (layer names or shapes differ); make a new one")
     return plan
 
 
 def _choice(entry: dict[str, Any]) -> Choice:
-    choice = Choice(**entry)
+    if not _number(entry["loss"]) or type(entry["nbytes"]) is not int:
+        raise TypeError(f"loss and nbytes must be numbers, not {entry['loss']!r} and {entry['nbytes']!r}")
+    choice = Choice(**{**entry, "loss": float(entry["loss"])})
     whole = isinstance(choice.rank, int) and not isinstance(choice.rank, bool) and choice.rank > 0
     if not isinstance(choice.site, str) or (choice.method is None) != (choice.rank is None):
         raise TypeError(f"a choice needs a site, and a method together with a rank, not {entry}")
     if choice.method is not None and (not isinstance(choice.method, str) or not whole):
         raise TypeError(f"rank of '{choice.site}' must be a positive whole number, not {choice.rank!r}")
     return choice
+
+
+def _number(value: object) -> bool:
+    return type(value) in (int, float) and isfinite(value)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ PACKAGES = ("smidgen", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")
 
 
 def measure_files(
-    paths: Mapping[str, Path], test: Dataset | None, metric: Metric | None, one: np.ndarray, threads: int, batch: int
+    paths: Mapping[str, Path], test: Dataset | None, metric: Metric | None, one: np.ndarray, threads: int
 ) -> dict[str, dict[str, Any]]:
     """Score and time written files in their runtime, the first being the original.
 
@@ -38,7 +39,6 @@ def measure_files(
         metric: replaces accuracy.
         one: a single input, for latency.
         threads: of the runtime.
-        batch: inputs a call while scoring.
 
     Returns:
         By name, what ``result.json`` says of a file; null where nothing could be measured, with ``why``.
@@ -46,7 +46,7 @@ def measure_files(
     runners = {name: open_onnx(path, threads) for name, path in paths.items()}
     try:
         timed = measure_latency(runners, one)
-        scored = _scores(runners, test, metric, batch)
+        scored = _scores(runners, test, metric)
         entries = {}
         for name, path in paths.items():
             count, macs_ = onnx_cost(path)
@@ -62,14 +62,14 @@ def measure_files(
 
 
 def _scores(
-    runners: Mapping[str, OnnxRunner], test: Dataset | None, metric: Metric | None, batch: int
+    runners: Mapping[str, OnnxRunner], test: Dataset | None, metric: Metric | None
 ) -> dict[str, dict[str, Any]]:
     if test is None:
         nothing = dict.fromkeys(SCORED, None)
         why = dict.fromkeys(SCORED, "no data to score on")
         return {name: {**nothing, "loss_points": None, "loss_interval": None, "why": dict(why)} for name in runners}
     original = next(iter(runners))
-    outputs = {name: run_dataset(runner, test.batches(batch)) for name, runner in runners.items()}
+    outputs = {name: run_dataset(runner, test.batches()) for name, runner in runners.items()}
     judge = Judge(outputs[original], runners[original].output_names, test.labels, metric)
     entries = {original: _entry(judge.baseline())}
     entries[original].update(loss_points=None, loss_interval=None, loss_metric=judge.measures)
@@ -135,7 +135,7 @@ def record(
         "layers": layers(outcome, options),
         "predicted": {"loss": outcome.best.plan.loss, "nbytes": outcome.best.plan.nbytes + outside, "unit": unit},
         "measured": {"loss": measured_loss(measured), "nbytes": measured["nbytes"]},
-        "trials": [{"nbytes": t.nbytes, "points": t.points, "price": t.plan.price, "predicted_loss": t.plan.loss}
+        "trials": [{"nbytes": t.nbytes, "points": t.points, "price": t.plan.price if isfinite(t.plan.price) else None, "predicted_loss": t.plan.loss}
                    for t in outcome.trials],
     }  # fmt: skip
 

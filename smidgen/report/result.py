@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import weakref
@@ -79,13 +78,14 @@ class Result:
         """
         place = writable_folder(folder)
         try:
-            for path in self.files.values():
-                partial = place / f".{path.name}.part"
-                shutil.copyfile(path, partial)
-                partial.replace(place / path.name)
-            save_network(self.model, self.sites, self.stored, place / "model.safetensors")
-            _write_text(place / "plan.json", self.plan.to_json())
-            _write_text(place / "result.json", json.dumps(self.record, indent=1))
+            with tempfile.TemporaryDirectory(prefix=".smidgen-", dir=place) as draft:
+                for path in self.files.values():
+                    shutil.copyfile(path, Path(draft) / path.name)
+                save_network(self.model, self.sites, self.stored, Path(draft) / "model.safetensors")
+                (Path(draft) / "plan.json").write_text(self.plan.to_json() + "\n", encoding="utf-8")
+                (Path(draft) / "result.json").write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
+                for path in sorted(Path(draft).iterdir()):
+                    path.replace(place / path.name)
         except OSError as error:
             raise OutputError(f"save: cannot write into '{place}': {error.strerror}") from error
         return place
@@ -106,9 +106,3 @@ def writable_folder(folder: str | Path) -> Path:
         reason = error.strerror or type(error).__name__
         raise OutputError(f"save: cannot write into '{folder}': {reason}; choose another folder with -o") from error
     return place
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -1,0 +1,184 @@
+"""One function a subcommand: options in, exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from smidgen.budget import parse_target
+from smidgen.cli.folder import WRITTEN, output_folder, undisturbed
+from smidgen.cli.inputs import open_scored, open_sets, read_budget, read_methods, read_shape
+from smidgen.cli.progress import Progress
+from smidgen.errors import BudgetError, PlanError, UserError
+from smidgen.report.result import Result
+from smidgen.report.summary import verdict
+
+DONE, NOT_MET = 0, 3
+LARGEST_PLAN = 64 << 20  # bytes; a plan has one short entry a layer
+
+
+def compress(options: argparse.Namespace) -> int:
+    """``smidgen compress``."""
+    from smidgen import pipeline
+
+    budget = read_budget(options)
+    check_target(options.target)
+    methods = _methods(options.methods)
+    given = (options.model, options.weights)
+    with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
+        data, test = open_sets(options)
+        result = pipeline.compress(
+            options.model, data, test=test, budget=budget, methods=methods, **_work(options), progress=progress
+        )
+        save(result, folder)
+    return tell(result, folder, options)
+
+
+def apply(options: argparse.Namespace) -> int:
+    """``smidgen apply``."""
+    from smidgen import pipeline
+
+    plan = _read_plan(Path(options.plan))
+    given = (options.model, options.weights)
+    with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
+        data, test = open_sets(options)
+        result = pipeline.apply(options.model, plan, data, test=test, **_work(options), progress=progress)
+        save(result, folder)
+    return tell(result, folder, options)
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """``smidgen inspect``."""
+    from smidgen.cli.layers import describe_layers, print_layers
+
+    methods = _methods(options.methods)
+    with Progress(options.quiet) as progress:
+        data, _ = open_sets(options)
+        settings = common(options)
+        record = describe_layers(
+            options.model, data, options.weights, _example(options), methods,
+            settings["threads"], settings["device"], settings["seed"], progress,
+        )  # fmt: skip
+    print_json(record) if options.json else print_layers(record)
+    return DONE
+
+
+def eval(options: argparse.Namespace) -> int:
+    """``smidgen eval``."""
+    from smidgen.cli.scoring import print_scores, score_files
+
+    with Progress(options.quiet) as progress:
+        data = open_scored(options)
+        record = score_files(options.file, options.against, data, options.metric, common(options)["threads"], progress)
+    print_json(record) if options.json else print_scores(record)
+    return DONE
+
+
+def demo(options: argparse.Namespace) -> int:
+    """``smidgen demo``."""
+    from smidgen import pipeline
+    from smidgen.cli.demo import BUDGET, make_demo
+
+    budget = read_budget(options) or BUDGET
+    settings = common(options)
+    with output_folder(options.output) as folder, Progress(options.quiet) as progress:
+        made = make_demo(folder, settings["seed"], settings["threads"], progress)
+        result = pipeline.compress(
+            made.network, made.data, test=made.test, budget=budget, progress=progress, **settings
+        )  # fmt: skip
+        save(result, folder)
+    code = tell(result, folder, options)
+    if not options.json:
+        print(f"the demo's own network and data: {made.network}, {made.data_file}, {made.test_file}")
+    return code
+
+
+def common(options: argparse.Namespace) -> dict[str, Any]:
+    """Seed, threads and device, checked."""
+    import torch
+
+    if options.threads is not None and not 1 <= options.threads <= 1024:
+        raise UserError(f"threads: {options.threads} is not between 1 and 1024; leave it out for all processors")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"seed: {options.seed} is not between 0 and 4294967295; give a small whole number")
+    try:
+        torch.empty(1, device=options.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0][:120]
+        raise UserError(f"device: '{options.device}' cannot be used here: {reason}; leave it out for the cpu") from None
+    return {"seed": options.seed, "threads": options.threads, "device": options.device}
+
+
+def save(result: Result, folder: Path) -> None:
+    """All files or, when stopped, none of them halfway."""
+    with undisturbed():
+        result.save(folder)
+
+
+def tell(result: Result, folder: Path, options: argparse.Namespace) -> int:
+    """Print what came out; 3 when the budget was not met."""
+    if options.json:
+        print_json(result.record)
+    else:
+        print(result.table())
+        print(verdict(result.record))
+        print("files: " + ", ".join(str(path) for path in sorted(_written(folder))))
+    if result.met:
+        return DONE
+    note = result.record["budget"]["note"]
+    print(f"smidgen: the budget was not met: {note}; the best found is in {folder}/", file=sys.stderr)
+    return NOT_MET
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """JSON on stdout."""
+    print(json.dumps(record, indent=1))
+
+
+def check_target(name: str) -> None:
+    """Refuse targets that this version does not write."""
+    if parse_target(name) != "onnx":
+        raise BudgetError(f"target: '{name}' is not written by this version; use onnx")
+
+
+def _written(folder: Path) -> list[Path]:
+    return [folder / name for name in WRITTEN if (folder / name).is_file()]
+
+
+def _methods(text: str) -> str | list[str] | dict[str, list[str]]:
+    """Names that exist; told before the work starts, not after the network is open."""
+    from smidgen.methods import choose_methods
+
+    named = read_methods(text)
+    choose_methods(named, {})
+    return named
+
+
+def _work(options: argparse.Namespace) -> dict[str, Any]:
+    settings = common(options)
+    return {
+        "weights": options.weights, "example": _example(options), "metric": options.metric,
+        "refit": not options.no_refit, **settings,
+    }  # fmt: skip
+
+
+def _example(options: argparse.Namespace) -> Any:
+    shape = read_shape(options.input)
+    if shape is None:
+        return None
+    import torch
+
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def _read_plan(path: Path) -> str:
+    try:
+        if path.stat().st_size > LARGEST_PLAN:
+            raise PlanError(f"plan: '{path}' is too large to be a plan; give the plan.json that compress wrote")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise PlanError(f"plan: '{path}' cannot be read: {reason}; give the plan.json that compress wrote") from None

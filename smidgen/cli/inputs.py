@@ -1,0 +1,175 @@
+"""From options to what the library takes: data, preprocessing, budget, shapes. No torch here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smidgen.budget import Budget
+from smidgen.data import Dataset, Preprocess, open_data
+from smidgen.data.reading import MAX_NBYTES, NpzReader
+from smidgen.errors import BudgetError, DataError, UserError
+
+_FLAGS = ("mean", "std", "scale", "layout", "channels", "resize", "crop", "crop_first")
+
+
+def read_budget(options: argparse.Namespace) -> Budget | None:
+    """The budget asked for, None where there is none.
+
+    Raises:
+        BudgetError: several, or a value that cannot be meant.
+    """
+    given: dict[str, Any] = {}
+    for name in ("size", "ratio", "max_drop", "tradeoff"):
+        if getattr(options, name) is not None:
+            given[name] = getattr(options, name)
+    if "tradeoff" in given:
+        given["tradeoff"] = _dial(given["tradeoff"])
+    return Budget(**given) if given else None
+
+
+def _dial(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise BudgetError(f"budget: tradeoff={text!r} is not a number; give 0 (accuracy) to 1 (size)") from None
+
+
+def read_shape(text: str | None) -> tuple[int, ...] | None:
+    """A shape such as "1,3,224,224".
+
+    Raises:
+        DataError: not positive whole numbers.
+
+    >>> read_shape("1,3,224,224")
+    (1, 3, 224, 224)
+    """
+    if text is None:
+        return None
+    sides = [int(part) if part.strip().isdecimal() and len(part) < 8 else 0 for part in text.split(",")]
+    if min(sides) < 1 or len(sides) < 2:
+        raise DataError(f"input: {text!r} is not a shape; give the batch axis and each size, as in --input 1,3,224,224")
+    return tuple(sides)
+
+
+def read_methods(text: str) -> str | list[str] | dict[str, list[str]]:
+    """Names, or names by layer kind.
+
+    Raises:
+        UserError: both mixed.
+
+    >>> read_methods("svd,cp"), read_methods("linear=svd,conv=cp+svd"), read_methods("auto")
+    (['svd', 'cp'], {'linear': ['svd'], 'conv': ['cp', 'svd']}, 'auto')
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if text.strip() == "auto":
+        return "auto"
+    if parts and all("=" in part for part in parts):
+        pairs = [part.partition("=") for part in parts]
+        return {kind.strip(): [name.strip() for name in names.split("+")] for kind, _, names in pairs}
+    if not parts or any("=" in part for part in parts):
+        raise UserError(f"methods: {text!r} cannot be read; give svd,cp or linear=svd,conv=cp")
+    return parts
+
+
+def open_sets(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None]:
+    """The data and the test set that were named, with their preprocessing.
+
+    Raises:
+        DataError: nothing there, damaged, or preprocessing that cannot be meant.
+    """
+    test = getattr(options, "test", None)
+    named = options.data if options.data is not None else test
+    if named is None:
+        _refuse_idle(options)
+        return None, None
+    preprocess = read_preprocess(options, Path(named))
+    data = None
+    if options.data is not None:
+        data = _open(options, options.data, options.split, options.labels, preprocess)
+    if test is None and getattr(options, "test_split", None) is not None:
+        test = options.data  # the other part of the same file
+    if test is None:
+        return data, None
+    labels = options.test_labels if options.test_labels is not None else options.labels
+    return data, _open(options, test, options.test_split or _test_split(test), labels, preprocess)
+
+
+def open_scored(options: argparse.Namespace) -> Dataset | None:
+    """The set to score on: the test split of a divided file unless another is named."""
+    if options.data is None:
+        _refuse_idle(options)
+        return None
+    preprocess = read_preprocess(options, Path(options.data))
+    return _open(options, options.data, options.split or _test_split(options.data), options.labels, preprocess)
+
+
+def _refuse_idle(options: argparse.Namespace) -> None:
+    """Options that describe data, where there is none: surely a slip."""
+    for name in (*_FLAGS, "preprocess", "split", "labels", "test_split", "test_labels"):
+        if getattr(options, name, None) is not None:
+            raise DataError(f"data: --{name.replace('_', '-')} is given without --data; name the inputs too")
+
+
+def _open(
+    options: argparse.Namespace, source: str, split: str | None, labels: str | None, preprocess: Preprocess | None
+) -> Dataset:
+    return open_data(source, split=split, labels=labels, preprocess=preprocess, label_offset=options.label_offset)
+
+
+def _test_split(source: str) -> str | None:
+    if not source.endswith(".npz") or not Path(source).is_file():
+        return None
+    with NpzReader(Path(source), MAX_NBYTES) as file:
+        return "test" if "split" in file.names else None
+
+
+def read_preprocess(options: argparse.Namespace, source: Path) -> Preprocess | None:
+    """Preprocessing from a file, each flag overriding the file's; None where nothing is declared.
+
+    Args:
+        options: with `--preprocess` and the single flags.
+        source: the data; ``faces.toml`` beside ``faces.npz`` or ``faces/``, or ``faces/preprocess.toml``, is found.
+
+    Raises:
+        DataError: unreadable or not to be meant.
+    """
+    stored: dict[str, Any] = {}
+    file = Path(options.preprocess) if options.preprocess is not None else _beside(source)
+    if file is not None:
+        stored = Preprocess.from_toml(file).to_dict()
+    flags = {name: _READ[name](value) for name in _FLAGS if (value := getattr(options, name)) is not None}
+    if file is not None and options.preprocess is None and not options.quiet:
+        also = f", with {', '.join('--' + name.replace('_', '-') for name in flags)} as given" if flags else ""
+        print(f"smidgen: preprocessing from {file}{also}", file=sys.stderr)
+    return Preprocess.from_dict({**stored, **flags}) if file is not None or flags else None
+
+
+def _beside(source: Path) -> Path | None:
+    # resolve(): "faces/" and "." have a name too.
+    place = source.resolve()
+    tries = [place.with_name(place.name.split(".")[0] + ".toml"), place / "preprocess.toml"]
+    return next((path for path in tries if path.is_file() and path.name != "pyproject.toml"), None)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise DataError(f"preprocess: {text!r} is not a row of numbers; give e.g. 0.485,0.456,0.406") from None
+
+
+def _sides(text: str) -> int | list[int]:
+    parts: Sequence[str] = text.lower().replace("×", "x").replace(",", "x").split("x")
+    if not all(part.strip().isdecimal() and len(part) < 8 for part in parts) or len(parts) > 2:
+        raise DataError(f"preprocess: {text!r} is not a size in pixels; give e.g. 224 or 224x160 (height x width)")
+    return int(parts[0]) if len(parts) == 1 else [int(part) for part in parts]
+
+
+_READ: dict[str, Any] = {
+    "mean": _numbers, "std": _numbers, "scale": str, "layout": str, "channels": str, "resize": _sides, "crop": _sides,
+    "crop_first": bool,
+}  # fmt: skip

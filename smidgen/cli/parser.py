@@ -1,0 +1,211 @@
+"""What can be typed, and what is said when something else is."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.metadata
+from collections.abc import Sequence
+from typing import NoReturn
+
+from smidgen.errors import UserError
+
+COMMANDS = {
+    "compress": "make a trained network smaller within a budget",
+    "inspect": "show each layer: shape, bytes, what each method could save, why one is left alone",
+    "apply": "carry out a saved plan.json again",
+    "eval": "score any ONNX file in ONNX Runtime",
+    "demo": "train a small network on handwritten digits and compress it",
+}
+_EPILOG = """\
+examples:
+  smidgen demo
+  smidgen inspect model.onnx
+  smidgen compress model.onnx --data faces/ --scale 1/255 --max-drop 0.5% -o out/
+  smidgen compress nets.py:resnet20 --weights resnet20.safetensors --data test.npz --size 90kB -o out/
+
+exit codes: 0 done, 1 a fault of smidgen's own, 2 something given is wrong,
+            3 the budget was not met (the best found is kept), 130 stopped with Ctrl-C
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are a UserError in one line, like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments; ``--help`` and ``--version`` print and end the process.
+
+    Args:
+        argv: without the program's name.
+
+    Raises:
+        UserError: for anything unknown, with the nearest name.
+
+    >>> parse(["inspect", "model.onnx"]).command
+    'inspect'
+    """
+    parser, commands = _build()
+    argv = _joined(argv)
+    if not argv:
+        raise UserError(f"give a command: {', '.join(COMMANDS)}; see smidgen --help")
+    if not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise UserError(f"there is no command '{argv[0]}'{nearest(argv[0], COMMANDS)} There are: {', '.join(COMMANDS)}")
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _refuse(unknown[0], options.command, commands[options.command])
+    return options
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Negative values made part of their option, as argparse would take "--mean -1,-1" for two options."""
+    joined: list[str] = []
+    for argument in argv:
+        negative = argument[:1] == "-" and argument[1:2] in "0123456789." and len(argument) > 1
+        if negative and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def nearest(name: str, known: Sequence[str] | dict[str, str]) -> str:
+    """The end of a sentence that names what may have been meant.
+
+    >>> nearest("--siez", ["--size", "--ratio"]), nearest("x", ["--size"])
+    ("; did you mean '--size'?", '.')
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else "."
+
+
+def _refuse(argument: str, command: str, parser: argparse.ArgumentParser) -> NoReturn:
+    if not argument.startswith("-"):
+        raise UserError(f"{command}: '{argument}' is one argument too many; see smidgen {command} --help")
+    name = argument.partition("=")[0]
+    known = [option for action in parser._actions for option in action.option_strings]
+    raise UserError(f"{command}: there is no option '{name}'{nearest(name, known)} See smidgen {command} --help")
+
+
+def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        "smidgen", description="Make trained neural networks small.", epilog=_EPILOG, formatter_class=shape
+    )
+    parser.add_argument("--version", action="version", version=f"smidgen {_version()}")
+    inner = parser.add_subparsers(dest="command", metavar="command", required=True, parser_class=_Parser)
+    commands: dict[str, argparse.ArgumentParser] = {}
+    for name, text in COMMANDS.items():
+        # No abbreviations: a script that says --s today must not change its meaning when an option is added.
+        commands[name] = inner.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False)
+        _FILL[name](commands[name])
+        _add_common(commands[name])
+    return parser, commands
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("smidgen")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed as a package)"
+
+
+def _compress(parser: argparse.ArgumentParser) -> None:
+    _add_network(parser)
+    _add_data(parser)
+    _add_budget(parser)
+    _add_work(parser)
+    parser.add_argument(
+        "--methods", "--method", metavar="NAMES", default="auto",
+        help="svd,cp or by layer kind: linear=svd,conv=cp (all by default)",
+    )  # fmt: skip
+    parser.add_argument("--target", default="onnx", help="kind of file the budget binds (onnx)")
+    _add_output(parser)
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    _add_network(parser)
+    _add_data(parser, test=False)
+    parser.add_argument("--methods", "--method", metavar="NAMES", default="auto", help="those to ask (all by default)")
+
+
+def _apply(parser: argparse.ArgumentParser) -> None:
+    _add_network(parser)
+    parser.add_argument("plan", help="plan.json that compress wrote")
+    _add_data(parser)
+    _add_work(parser)
+    _add_output(parser)
+
+
+def _eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE.onnx", help="file to score")
+    parser.add_argument("--against", metavar="FILE.onnx", help="the original, to compare with")
+    _add_data(parser, test=False, split="the test split where the file has one")
+    parser.add_argument("--metric", metavar="FILE.py:FUNCTION", help="your own metric instead of accuracy")
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    _add_budget(parser)
+    _add_output(parser, "smidgen-demo")
+
+
+_FILL = {"compress": _compress, "inspect": _inspect, "apply": _apply, "eval": _eval, "demo": _demo}
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="an .onnx or .pt2 file, or file.py:factory")
+    parser.add_argument("--weights", metavar="FILE", help=".safetensors or weights-only .pth for a factory")
+    parser.add_argument("--input", metavar="SHAPE", help="shape of one batch, where nothing else tells it: 1,3,224,224")
+
+
+def _add_data(parser: argparse.ArgumentParser, *, test: bool = True, split: str = "train") -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", metavar="SRC", help="inputs: .npz, .npy, idx .gz, or a folder of images")
+    group.add_argument("--split", metavar="NAME", help=f"part of a divided .npz: train or test (default: {split})")
+    group.add_argument("--labels", metavar="KEY", help="name of the label array in a .npz, or a file of labels")
+    group.add_argument("--label-offset", metavar="N", type=int, default=0, help="added to every label")
+    if test:
+        group.add_argument("--test", metavar="SRC", help="inputs scored once at the end (default: a fifth of --data)")
+        group.add_argument("--test-split", metavar="NAME", help="part of a divided .npz (default: test)")
+        group.add_argument("--test-labels", metavar="KEY", help="as --labels, for --test (default: the same)")
+    pixels = parser.add_argument_group(
+        "preprocessing", "x = (pixel · scale − mean) / std; else from a TOML file of these names beside the data"
+    )
+    pixels.add_argument("--scale", metavar="NUMBER", help="multiplies pixels 0..255: 1/255")
+    pixels.add_argument("--mean", metavar="NUMBERS", help="one a channel: 0.485,0.456,0.406")
+    pixels.add_argument("--std", metavar="NUMBERS", help="as --mean")
+    pixels.add_argument("--layout", metavar="NAME", help="nchw or nhwc")
+    pixels.add_argument("--channels", metavar="NAME", help="rgb, bgr or gray")
+    pixels.add_argument("--resize", metavar="SIZE", help="shorter side, or HEIGHTxWIDTH")
+    pixels.add_argument("--crop", metavar="SIZE", help="side of the centre crop, or HEIGHTxWIDTH")
+    pixels.add_argument("--crop-first", action="store_true", default=None, help="crop before resizing")
+    pixels.add_argument("--preprocess", metavar="FILE.toml", help="all of these in a file")
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("budget (one of these)")
+    group.add_argument("--size", metavar="SIZE", help="bytes of the written file: 200kB, 64KiB")
+    group.add_argument("--ratio", metavar="TIMES", help="original bytes / written bytes: 6")
+    group.add_argument("--max-drop", metavar="POINTS", help="percentage points of the metric that may be lost: 0.5%%")
+    group.add_argument("--tradeoff", metavar="DIAL", help="from 0 (keep accuracy) to 1 (save bytes)")
+
+
+def _add_work(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--metric", metavar="FILE.py:FUNCTION", help="your own metric instead of accuracy")
+    parser.add_argument("--no-refit", action="store_true", help="leave layers as the methods made them")
+
+
+def _add_output(parser: argparse.ArgumentParser, folder: str = "out") -> None:
+    parser.add_argument("-o", "--output", metavar="FOLDER", default=folder, help=f"where files go ({folder}/)")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of everything drawn (0)")
+    parser.add_argument("--threads", metavar="N", type=int, help="processor threads")
+    parser.add_argument("--device", metavar="NAME", default="cpu", help="where torch computes: cpu or cuda")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON, nothing else, on stdout")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("--debug", action="store_true", help="tracebacks and warnings")

@@ -1,0 +1,62 @@
+"""The command line as its own process: how fast it answers, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LIGHT = """
+import sys
+import smidgen
+from smidgen.cli import main
+try:
+    main(["compress", "--help"])
+except SystemExit:
+    pass
+heavy = {"torch", "numpy", "onnx", "onnxruntime", "rich"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    done = _run("-c", LIGHT)
+    assert done.returncode == 0, done.stderr
+    assert "--max-drop" in done.stdout
+
+
+def test_module_and_version() -> None:
+    assert _run("-m", "smidgen", "--version").stdout.startswith("smidgen ")
+    done = _run("-m", "smidgen", "compress", "none.onnx", "--size", "x")
+    assert done.returncode == 2
+    assert done.stderr.startswith("smidgen: error: budget: size='x'")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+def test_ctrl_c_in_the_middle(tmp_path: Path, network: Path, data: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "smidgen", "compress", str(network), "--data", str(data), "-o", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not out.exists():  # made once the arguments are read, before the work
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    assert not out.exists()
+
+
+def test_a_reader_that_goes_away(network: Path) -> None:
+    piped = f"{sys.executable} -m smidgen inspect {network} --json -q | head -c 10; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr

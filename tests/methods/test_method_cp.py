@@ -1,0 +1,86 @@
+"""cp: exact where the kernel is of low rank, refitted in the input metric, counted and refused as documented."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from smidgen.errors import Refusal
+from smidgen.forms import CP, Geometry, dense, params
+from smidgen.methods.cp import METHOD
+from smidgen.site import Curvature, Moment, Site
+
+QUICK = METHOD.with_settings(points=4, iterations=15)
+GEOMETRY = Geometry("conv", 10, 12, (3, 3), (1, 1), (1, 1), (1, 1), 1, (6, 6), (6, 6))
+
+
+def random_site(seed=0, rank=None):
+    rng = np.random.default_rng(seed)
+    if rank is None:
+        return Site("c", GEOMETRY, rng.normal(size=(12, 10, 3, 3)).astype("f4"))
+    parts = [rng.normal(size=(n, rank)) for n in (12, 10, 3, 3)]
+    return Site("c", GEOMETRY, np.einsum("tr,sr,yr,xr->tsyx", *parts).astype("f4"))
+
+
+def moment(n, seed):
+    x = np.random.default_rng(seed).normal(size=(4 * n, n)) * np.geomspace(0.1, 5.0, n)
+    return torch.from_numpy(x.T @ x / len(x))[None]
+
+
+def test_a_kernel_of_low_rank_is_found():
+    family = METHOD.with_settings(points=6, iterations=60).family(random_site(rank=2), Curvature())
+    share = family.losses[-1] / Curvature().loss(torch.from_numpy(random_site(rank=2).matrix).double()[None])
+    assert share < 1e-4
+
+
+def test_the_output_factor_is_refitted_in_the_input_metric():
+    """No other output factor does better under A: the gradient there vanishes, and the error is below plain CP's."""
+    site, a = random_site(), moment(90, 1)
+    curvature = Curvature(Moment(matrix=a), Moment(matrix=moment(12, 2)), "calibration", 300)
+    aware, plain = QUICK.family(site, curvature), QUICK.family(site, Curvature())
+    rank = aware.ranks[-2]
+    form = aware.form(rank)
+    assert isinstance(form, CP)
+    change = site.matrix.astype("f8") - dense(form).astype("f8").reshape(12, -1)
+    basis = np.einsum("rs,ry,rx->rsyx", *(dense(f) for f in (form.inp, *form.kernel))).reshape(len(dense(form.inp)), -1)
+    gradient = change @ a[0].numpy() @ basis.T
+    scale = np.abs(site.matrix @ a[0].numpy() @ basis.T).max()
+    assert np.abs(gradient).max() < 1e-4 * scale
+    unaware = site.matrix.astype("f8") - dense(plain.form(rank)).astype("f8").reshape(12, -1)
+    assert aware.losses[-2] < 0.9 * curvature.loss(torch.from_numpy(unaware)[None])
+
+
+def test_weights_are_counted_as_in_the_paper():
+    family = QUICK.family(random_site(), Curvature())
+    for rank in family.ranks:
+        assert params(family.form(rank), GEOMETRY) == rank * (10 + 3 + 3 + 12)
+    assert family.ranks[-1] * 28 <= 0.7 * 1080
+
+
+def test_one_spatial_axis_gives_three_layers():
+    g = Geometry("conv", 8, 12, (5,), (1,), (2,), (1,), 1, (16,), (16,))
+    site = Site("c", g, np.random.default_rng(0).normal(size=(12, 8, 5)).astype("f4"))
+    form = QUICK.family(site, Curvature()).form(QUICK.family(site, Curvature()).ranks[0])
+    assert isinstance(form, CP)
+    assert len(form.kernel) == 1
+
+
+@pytest.mark.parametrize(
+    ("geometry", "words"),
+    [
+        (Geometry("linear", 10, 10), "only convolutions"),
+        (GEOMETRY.with_(kernel=(1, 1), padding=(0, 0)), "use svd"),
+        (GEOMETRY.with_(groups=2), r"grouped convolutions are not split \(2 groups\)"),
+        (GEOMETRY.with_(in_channels=1, out_channels=1), "every rank would grow"),
+    ],
+)
+def test_refused_layers(geometry, words):
+    shape = (geometry.out_channels, geometry.in_channels // geometry.groups, *geometry.kernel)
+    with pytest.raises(Refusal, match=words):
+        QUICK.family(Site("x", geometry, np.ones(shape, "f4")), Curvature())
+
+
+def test_another_seed_may_differ_but_predicts_alike():
+    first, second = (QUICK.family(random_site(), Curvature(), seed=s) for s in (0, 1))
+    assert first.losses == pytest.approx(second.losses, rel=0.2)
