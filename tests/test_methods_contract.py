@@ -249,6 +249,8 @@ def test_choosing_methods():
         (["svd", "magic"], {}, "no method 'magic'"),
         ({"dense": ["svd"]}, {}, "no layer kind 'dense'"),
         ("svd", {"svd": {"rank": 3}}, "rank"),
+        ("svd", {"svd": {"factors": 4}}, "factors=4 must be 2 or 3"),
+        ("svd", {"svd": {"damp": -1.0}}, "damp=-1.0 at least 0"),
     ],
 )
 def test_choosing_what_does_not_exist(wanted, settings, words):

@@ -111,7 +111,18 @@ def test_the_record_has_every_field_of_the_promise(default):
     assert record["seconds"] > 0
     assert record["peak_rss_bytes"] > 10**7
     for entry in (record["original"], record["files"]["onnx"]):
-        for name in ("path", "nbytes", "params", "macs", "accuracy", "roc_auc", "agreement", "kl", "top5", "latency_ms"):
+        for name in (
+            "path",
+            "nbytes",
+            "params",
+            "macs",
+            "accuracy",
+            "roc_auc",
+            "agreement",
+            "kl",
+            "top5",
+            "latency_ms",
+        ):
             assert name in entry
             assert entry[name] is not None or entry["why"][name], name
         assert 0 <= entry["accuracy"] <= 1
@@ -328,8 +339,9 @@ def test_a_lean_original_is_kept_rather_than_outgrown(tmp_path):
     nodes, tensors, value = [], [], "x"
     for i in range(2):
         tensors.append(onnx.numpy_helper.from_array((rng.normal(size=(64, 64)) / 8).astype("f2"), f"w{i}"))
-        nodes += [helper.make_node("Cast", [f"w{i}"], [f"c{i}"], to=kind.FLOAT),
-                  helper.make_node("MatMul", [value, f"c{i}"], [f"m{i}"]), helper.make_node("Relu", [f"m{i}"], [f"r{i}"])]  # fmt: skip
+        nodes.append(helper.make_node("Cast", [f"w{i}"], [f"c{i}"], to=kind.FLOAT))
+        nodes.append(helper.make_node("MatMul", [value, f"c{i}"], [f"m{i}"]))
+        nodes.append(helper.make_node("Relu", [f"m{i}"], [f"r{i}"]))
         value = f"r{i}"
     ends = [helper.make_tensor_value_info(name, kind.FLOAT, ["n", 64]) for name in ("x", value)]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)

@@ -143,7 +143,7 @@ def _import(place: str) -> Any:
         return module
     except LoadError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end itself when imported
         raise LoadError(f"load: cannot import '{place}': {_first_line(error)}") from error
 
 

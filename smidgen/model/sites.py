@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from smidgen.site import Site
 LINEAR = (nn.Linear,)
 CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+READ_ELSEWHERE = "other code reads its weight or its sizes"
+
 LAYERS = LINEAR + CONV + TRANSPOSED
 
 
@@ -36,7 +40,12 @@ def find_sites(model: nn.Module, example: Tensor) -> list[Site]:
     >>> [site.name for site in find_sites(model, torch.zeros(1, 4))]
     ['0', '2']
     """
-    calls = _trace(model, example)
+    special = {
+        n: "it has a forward hook of its own"
+        for n, m in _named_layers(model).items()
+        if m._forward_hooks or m._forward_pre_hooks
+    }
+    calls = _trace(model, example, special)
     owners = Counter(id(m.weight) for m in _named_layers(model).values())
     sites = []
     for name, seen in calls.items():
@@ -45,23 +54,58 @@ def find_sites(model: nn.Module, example: Tensor) -> list[Site]:
         weight, bias = _array(name, "weight", module.weight), _array(name, "bias", module.bias)
         assert weight is not None  # layers of these kinds always have one
         shared = owners[id(module.weight)] > 1
-        sites.append(Site(name, geometry, weight, bias, _refusal(module, len(seen), shared)))
-    return sites
+        refusal = special.get(name) or _refusal(module, len(seen), shared)
+        sites.append(Site(name, geometry, weight, bias, refusal))
+    return _replaceable(model, sites, example)
+
+
+def _replaceable(model: nn.Module, sites: list[Site], example: Tensor) -> list[Site]:
+    """Sites that a chain of layers can stand in for: some code reads a layer's own weight or sizes."""
+    if _runs(model, [s.name for s in sites if s.refusal is None], example):
+        return sites
+    return [
+        s if s.refusal is not None or _runs(model, [s.name], example) else replace(s, refusal=READ_ELSEWHERE)
+        for s in sites
+    ]
+
+
+def _runs(model: nn.Module, wrapped: list[str], example: Tensor) -> bool:
+    """Whether the network runs when each of these layers is inside an ``nn.Sequential``."""
+    trial = copy.deepcopy(model)
+    for name in wrapped:
+        parent, _, leaf = name.rpartition(".")
+        if not leaf:
+            return False
+        setattr(trial.get_submodule(parent), leaf, nn.Sequential(trial.get_submodule(name)))
+    try:
+        with torch.no_grad():
+            trial(example)
+    except Exception:  # whatever it is, such a layer cannot be replaced
+        return False
+    return True
 
 
 def _named_layers(model: nn.Module) -> dict[str, Any]:
     return {name: m for name, m in model.named_modules() if isinstance(m, LAYERS)}
 
 
-def _trace(model: nn.Module, example: Tensor) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
-    """Input and output shapes of every call of every layer, in calling order."""
-    calls: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
-    handles = [
-        module.register_forward_hook(
-            lambda _m, args, out, name=name: calls.setdefault(name, []).append((tuple(args[0].shape), tuple(out.shape)))
-        )
-        for name, module in _named_layers(model).items()
-    ]
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _trace(model: nn.Module, example: Tensor, special: dict[str, str]) -> dict[str, list[Shapes]]:
+    """Input and output shapes of every call of every layer, in calling order; odd calls are added to ``special``."""
+    calls: dict[str, list[Shapes]] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], out: Tensor) -> None:
+            if not args:
+                special[name] = "it is called by keyword"
+            given = args[0] if args else named["input"]
+            calls.setdefault(name, []).append((tuple(given.shape), tuple(out.shape)))
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(n), with_kwargs=True) for n, m in _named_layers(model).items()]
     try:
         with torch.no_grad():
             model(example)

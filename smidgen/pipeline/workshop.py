@@ -33,7 +33,8 @@ from smidgen.site import untouched
 
 REFIT_INPUTS = 512  # calibration inputs that a refit uses at most
 PROBE_INPUTS = 512  # … and a probe of the true loss
-PROBE_MACS = 1e12  # most multiplications of all probes: half a minute or so on a small machine
+PROBE_MACS = 4e11  # most multiplications of all probes: some ten seconds on a small machine
+LEAST_PROBED = 16  # inputs; a mean of fewer says little
 KEPT_NBYTES = 128 << 20  # most memory for either
 TOLERANCE = 1e-3  # largest difference between the written file and the torch model, as a share of the largest output
 
@@ -189,7 +190,7 @@ class Workshop:
 def _probe_inputs(options: list[Options]) -> int:
     each = sum(macs(Dense(o.site.weight), o.site.geometry) for o in options)
     passes = 1 + len(SHARES) * sum(len(o.labels) > 1 for o in options)
-    return int(np.clip(PROBE_MACS / max(1, each * passes), 32, PROBE_INPUTS))
+    return int(np.clip(PROBE_MACS / max(1, each * passes), LEAST_PROBED, PROBE_INPUTS))
 
 
 def _kept_batches(roles: Roles, most: int) -> list[np.ndarray]:

@@ -45,7 +45,10 @@ def staircase(options: Sequence[Options]) -> list[tuple[float, float]]:
     total, result = 0.0, [(0.0, 0.0)]
     for price, rise in steps:
         total += rise
-        result.append((price, total))
+        if price <= result[-1][0] * (1 + 1e-9):
+            result[-1] = (result[-1][0], total)  # two sites change at one price: neither changes alone
+        else:
+            result.append((price, total))
     return result
 
 

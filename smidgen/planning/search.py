@@ -117,6 +117,10 @@ def search_drop(
         return done[plan.key]
 
     low, high = -DECADES / 2, DECADES / 2
+    smallest = plan_at(math.inf)
+    done[smallest.key] = realise(smallest)
+    if _keeps(done[smallest.key], most_points):
+        low = high
     for _ in range(4 * most_trials):
         if len(done) >= most_trials or high - low < 0.005:
             break
@@ -127,7 +131,7 @@ def search_drop(
             high = exponent
     kept = [t for t in done.values() if _keeps(t, most_points)]
     if not kept:
-        kept = [t for t in [trial(-4 * DECADES)] if _keeps(t, most_points)]
+        kept = [t for t in [trial(-4.0 * DECADES)] if _keeps(t, most_points)]
     if kept:
         return Outcome(min(kept, key=lambda t: t.nbytes), True, tuple(done.values()))
     best = min(done.values(), key=lambda t: (math.inf if t.points is None else t.points, t.nbytes))

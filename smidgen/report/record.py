@@ -20,7 +20,7 @@ from smidgen.measure.latency import measure_latency
 from smidgen.measure.memory import peak_rss_bytes
 from smidgen.measure.scores import Judge, Metric, Scores
 from smidgen.planning.candidates import Options
-from smidgen.planning.search import Outcome
+from smidgen.planning.search import Outcome, Trial
 from smidgen.runtimes.onnxruntime import OnnxRunner, open_onnx, run_dataset
 
 SCHEMA_VERSION = 1
@@ -135,9 +135,13 @@ def record(
         "layers": layers(outcome, options),
         "predicted": {"loss": outcome.best.plan.loss, "nbytes": outcome.best.plan.nbytes + outside, "unit": unit},
         "measured": {"loss": measured_loss(measured), "nbytes": measured["nbytes"]},
-        "trials": [{"nbytes": t.nbytes, "points": t.points, "price": t.plan.price if isfinite(t.plan.price) else None, "predicted_loss": t.plan.loss}
-                   for t in outcome.trials],
+        "trials": [_trial(t) for t in outcome.trials],
     }  # fmt: skip
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    price = trial.plan.price if isfinite(trial.plan.price) else None  # JSON has no infinity
+    return {"nbytes": trial.nbytes, "points": trial.points, "price": price, "predicted_loss": trial.plan.loss}
 
 
 def measured_loss(file: Mapping[str, Any]) -> float | None:

@@ -106,7 +106,7 @@ def test_shrinkage_keeps_the_trace_and_excites_dead_rows():
     whole, shrunk = (measure(model, inputs(8, 2, 11, 11), Settings(shrink=s))["2"].outputs.matrix for s in (0.0, 0.5))
     diagonal = torch.diagonal(shrunk, dim1=1, dim2=2)
     assert torch.allclose(diagonal.sum(1), torch.diagonal(whole, dim1=1, dim2=2).sum(1), rtol=1e-4)
-    assert float(whole[0].abs().max()) == 0.0
+    assert float(whole[0].abs().max()) < 1e-30  # what keeps the mean of nothing above zero
     assert float(diagonal[1].min()) > 0
 
 
@@ -171,9 +171,7 @@ def test_fewer_positions_are_unbiased():
     model, x = convnet(), inputs(60, 2, 11, 11)
     full, sites = measure(model, x)["0"].inputs.matrix, find_sites(model, torch.from_numpy(x[:1]))
     few = Settings(positions=12, draws=1)
-    parts = [
-        collect(model, sites, np.split(x, 20), settings=few, seed=seed)["0"].inputs.matrix for seed in range(16)
-    ]
+    parts = [collect(model, sites, np.split(x, 20), settings=few, seed=seed)["0"].inputs.matrix for seed in range(16)]
     single = np.mean([float((part - full).norm() / full.norm()) for part in parts])
     error = float((torch.stack(parts).mean(0) - full).norm() / full.norm())
     assert error < 0.4 * single, "the mean must come closer, as 1/√16"

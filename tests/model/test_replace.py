@@ -241,6 +241,8 @@ def test_every_form_can_stand_in_every_convolution(tmp_path):
     }
     result = with_forms(model, list(sites.values()), stored)
     assert [y.shape for y in result(x)] == [y.shape for y in model(x)]
-    assert torch.allclose(result.up(x) - model.up.bias[:, None, None], 2 * (model.up(x) - model.up.bias[:, None, None]), atol=1e-5)
+    assert torch.allclose(
+        result.up(x) - model.up.bias[:, None, None], 2 * (model.up(x) - model.up.bias[:, None, None]), atol=1e-5
+    )
     assert result.line[-1].bias is None
     save_network(result, list(sites.values()), stored, tmp_path / "odd.safetensors")
