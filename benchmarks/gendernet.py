@@ -4,7 +4,7 @@ Layers: conv 96x7x7/4, 256x5x5, 384x3x3, each followed by a 3x3/2 max pool, then
 weights (46 MB). Differs from the paper: BatchNorm in place of local response normalisation, because it trains in a few
 epochs; images are 100x100 upsampled to the paper's 227x227.
 
-    python benchmarks/gendernet.py --seed 0 --epochs 6 --out build/gendernet
+    python benchmarks/gendernet.py --seed 0 --epochs 12
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import time
 from pathlib import Path
 
@@ -20,15 +19,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
+from sets import FACES, data_folder
 from torch import nn
 
 SIDE = 227  # the paper's crop; gives 7x7x384 = 18,816 inputs to the first dense layer
 PIXELS = 100  # side of the stored images
-
-
-def data_folder() -> Path:
-    """Where the evaluation sets lie: $SMIDGEN_DATA, else ../shared/data."""
-    return Path(os.environ.get("SMIDGEN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+WEIGHTS = Path(__file__).resolve().parents[1] / "build" / "gendernet"
 
 
 class GenderNet(nn.Module):
@@ -44,8 +41,12 @@ class GenderNet(nn.Module):
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(384 * 7 * 7, 512), nn.ReLU(), nn.Dropout(0.5),
-            nn.Linear(512, 512), nn.ReLU(), nn.Dropout(0.5),
+            nn.Linear(384 * 7 * 7, 512),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(512, 512),
+            nn.ReLU(),
+            nn.Dropout(0.5),
             nn.Linear(512, 2),
         )
 
@@ -64,7 +65,7 @@ def _block(cin: int, cout: int, kernel: int, stride: int, padding: int) -> list[
 
 def load_split(split: int) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 3, 100, 100) uint8 and labels (N,) of split 0 (train) or 1 (test)."""
-    with np.load(data_folder() / "utkface_adults_rgb100.npz", allow_pickle=False) as z:
+    with np.load(data_folder() / FACES, allow_pickle=False) as z:
         jpeg, offsets, labels = z["jpeg"], z["offsets"], z["gender"]
         chosen = np.flatnonzero(z["split"] == split)
     images = [np.asarray(Image.open(io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes()))) for i in chosen]
@@ -106,8 +107,8 @@ def train(seed: int, epochs: int, batch: int = 64) -> tuple[nn.Module, dict]:
             optimiser.step()
             schedule.step()
             total += loss.item()
-        print(f"seed {seed} epoch {epoch + 1}/{epochs} loss {total / (len(x) // batch):.4f} {time.time() - started:.0f} s",
-              flush=True)
+        seconds, mean = time.time() - started, total / (len(x) // batch)
+        print(f"seed {seed} epoch {epoch + 1}/{epochs} loss {mean:.4f} {seconds:.0f} s", flush=True)
     xt, yt = load_split(1)
     facts = {"seed": seed, "epochs": epochs, "seconds": time.time() - started, "test_accuracy": accuracy(net, xt, yt)}
     return net, facts
@@ -121,21 +122,24 @@ def augment(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return F.pad(images, (6, 6, 6, 6))[:, :, dy : dy + PIXELS, dx : dx + PIXELS]
 
 
+def train_and_save(seed: int, epochs: int, folder: Path, threads: int) -> None:
+    """Train one network; write its weights and how well it does."""
+    torch.set_num_threads(threads)
+    net, facts = train(seed, epochs)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / f"seed{seed}.safetensors")
+    (folder / f"seed{seed}.json").write_text(json.dumps(facts, indent=1))
+    print(json.dumps(facts))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("build/gendernet"))
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    net, facts = train(args.seed, args.epochs)
-    from safetensors.torch import save_file
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, args.out / f"seed{args.seed}.safetensors")
-    (args.out / f"seed{args.seed}.json").write_text(json.dumps(facts, indent=1))
-    print(json.dumps(facts))
+    train_and_save(args.seed, args.epochs, args.out, args.threads)
 
 
 if __name__ == "__main__":

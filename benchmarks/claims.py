@@ -1,0 +1,97 @@
+"""Asked against measured: the table every benchmark prints and the JSON it leaves in build/benchmarks."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from smidgen.report.record import versions
+
+RESULTS = Path(__file__).resolve().parents[1] / "build" / "benchmarks"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of the table.
+
+    Args:
+        what: what was measured.
+        asked: what the plan asks for, "" where a figure is only reported.
+        measured: the figure, with its unit.
+        passed: None where nothing was asked.
+    """
+
+    what: str
+    asked: str
+    measured: str
+    passed: bool | None = None
+
+    @property
+    def verdict(self) -> str:
+        """PASS, MISS or nothing."""
+        return {True: "PASS", False: "MISS", None: ""}[self.passed]
+
+
+def show(title: str, claims: Sequence[Claim]) -> None:
+    """Print the table."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("what", "asked", "measured", ""):
+        table.add_column(heading)
+    for claim in claims:
+        colour = {True: "green", False: "red", None: "default"}[claim.passed]
+        table.add_row(claim.what, claim.asked, claim.measured, f"[{colour}]{claim.verdict}[/]")
+    Console(width=None if os.isatty(1) else 160).print(table)
+
+
+def save(name: str, title: str, claims: Sequence[Claim], **measured: Any) -> Path:
+    """Write build/benchmarks/<name>.json.
+
+    Args:
+        name: of the benchmark.
+        title: for the report.
+        claims: the table.
+        measured: everything behind it, as plain values.
+
+    Returns:
+        The file.
+    """
+    entry = {
+        "name": name,
+        "title": title,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "claims": [{**asdict(claim), "verdict": claim.verdict} for claim in claims],
+        **measured,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on; the load tells how busy it was with other work."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def _processor() -> str:
+    listed = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", listed.read_text()) if listed.is_file() else None
+    return found[1].strip() if found else platform.processor() or "unknown"

@@ -1,0 +1,77 @@
+"""Accuracy against file size, drawn so that it reads in grey and with any colour vision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from sweep import Point
+
+# Okabe and Ito's palette (Color Universal Design, 2008); every curve has a marker and a dash of its own too.
+STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
+GREY = "#444444"
+
+
+def draw(
+    path: Path,
+    title: str,
+    curves: Mapping[str, Sequence[Point]],
+    originals: Mapping[str, tuple[int, float]],
+    *,
+    measure: str = "accuracy",
+    zoom: float = 2.0,
+    asked: tuple[float, str] | None = None,
+) -> None:
+    """Two panels over the same bytes: the whole range, and the last points below the original.
+
+    Args:
+        path: the PNG.
+        title: over both panels.
+        curves: points by legend entry.
+        originals: bytes and score (a fraction) of the original, by legend entry.
+        measure: "accuracy" or "agreement".
+        zoom: points below the best original that the second panel shows.
+        asked: size in bytes of a mark across the panels, and its name.
+    """
+    panes, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for axis in axes:
+        for (name, points), (colour, marker, dash) in zip(curves.items(), STYLES, strict=False):
+            shown = sorted({(p.nbytes, 100 * getattr(p, measure)) for p in points})
+            axis.plot(*zip(*shown, strict=True), color=colour, marker=marker, linestyle=dash, ms=5, lw=1.5, label=name)
+        for (name, (nbytes, score)), (colour, *_) in zip(originals.items(), STYLES, strict=False):
+            label = "original" if len(originals) == 1 else f"original, {name}"
+            axis.plot([nbytes], [100 * score], "*", color=colour, ms=14, mec="black", mew=0.8, label=label, zorder=5)
+        if asked is not None:
+            axis.axvline(asked[0], color=GREY, lw=1, ls=(0, (4, 3)), label=asked[1])
+        _dress(axis, measure)
+    best = 100 * max(score for _, score in originals.values())
+    axes[1].set_ylim(best - zoom, best + 0.12 * zoom)
+    axes[0].set_title("whole range", fontsize=10)
+    axes[1].set_title("the top point" if zoom == 1 else f"the top {zoom:g} points", fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    panes.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    panes.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    panes.savefig(path, dpi=150)
+    plt.close(panes)
+
+
+def _dress(axis: Axes, measure: str) -> None:
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.xaxis.set_major_formatter(FuncFormatter(_size))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel("bytes of the ONNX file (log scale)")
+    axis.set_ylabel(f"{measure} on the test inputs (%)" if measure == "accuracy" else "agreement with the original (%)")
+    axis.grid(True, which="major", color="#dddddd", lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _size(nbytes: float, _position: int) -> str:
+    return f"{nbytes / 1e6:g} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:g} kB"

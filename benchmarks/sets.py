@@ -1,0 +1,70 @@
+"""Where the evaluation sets and networks lie, and the sets opened with the preprocessing of their networks.
+
+The folder is $SMIDGEN_DATA, else ../shared/data beside the repository.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from smidgen.data import Dataset, Preprocess, open_data
+
+MNIST_TRAIN, MNIST_TEST = "mnist/train-images-idx3-ubyte.gz", "mnist/t10k-images-idx3-ubyte.gz"
+FACES = "utkface_adults_rgb100.npz"
+IMAGENET_SAMPLE = "imagenet_sample1000_256.npz"
+
+# What SqueezeNet 1.1's published Caffe weights take: BGR pixels 0..255 less the ImageNet mean, 227x227.
+SQUEEZENET = Preprocess(mean=(104, 117, 123), channels="bgr", crop=227)
+# What benchmarks/gendernet.py trains with.
+GENDERNET = Preprocess(mean=(127.5,), std=(64,))
+
+
+def data_folder() -> Path:
+    """The folder with sets and networks; ends the program with a reason where there is none."""
+    folder = Path(os.environ.get("SMIDGEN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        raise SystemExit("the evaluation sets are not there; name their folder in $SMIDGEN_DATA")
+    return folder
+
+
+def model(name: str) -> Path:
+    """A network of the evaluation set."""
+    return data_folder() / "models" / name
+
+
+def mnist(name: str) -> Dataset:
+    """MNIST as raw pixels 0..255, with labels.
+
+    Args:
+        name: `MNIST_TRAIN` or `MNIST_TEST`.
+    """
+    return open_data(data_folder() / name)
+
+
+def imagenet_sample(calibrate: int, seed: int) -> tuple[Dataset, Dataset]:
+    """The 1,000 images, one a class, in two disjoint parts by a fixed permutation (the file is sorted by class).
+
+    Args:
+        calibrate: images in the first part; the rest are for scoring.
+        seed: of the permutation.
+    """
+    whole = open_data(data_folder() / IMAGENET_SAMPLE, preprocess=SQUEEZENET)
+    order = np.random.default_rng(seed).permutation(len(whole))
+    return ready(whole.take(order[:calibrate])), ready(whole.take(order[calibrate:]))
+
+
+def faces(split: str) -> Dataset:
+    """Adult faces and genders, as GenderNet takes them.
+
+    Args:
+        split: "train" or "test".
+    """
+    return ready(open_data(data_folder() / FACES, split=split, labels="gender", preprocess=GENDERNET))
+
+
+def ready(data: Dataset) -> Dataset:
+    """The set decoded once and kept in memory: a sweep reads it dozens of times."""
+    return Dataset.from_array(np.asarray(data), data.labels)
