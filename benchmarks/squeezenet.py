@@ -29,13 +29,13 @@ TITLE = "SqueezeNet 1.1 on 1,000 ImageNet images: calibration only, no retrainin
 ASKED_RATIO, ASKED_AGREEMENT = 1.15, 0.90
 
 
-def curve_of(methods: str, calibrate: int, threads: int, seed: int) -> tuple[Bench, list[Point], float]:
+def curve_of(methods: str, args: argparse.Namespace) -> tuple[Bench, list[Point], float]:
     """The dial's curve with these methods, and the seconds it took."""
     started = time.perf_counter()
-    data, test = sets.imagenet_sample(calibrate, seed)
-    task = open_task(sets.model(NETWORK), data, test, None, None, None, threads, "cpu", seed)
+    data, test = sets.imagenet_sample(args.calibrate, args.seed)
+    task = open_task(sets.model(NETWORK), data, test, None, None, None, args.threads, "cpu", args.seed)
     bench = Bench(task, methods if methods == "auto" else [methods], test)
-    return bench, [bench.at_dial(t) for t in DIAL], time.perf_counter() - started
+    return bench, [bench.at_dial(t) for t in args.dial], time.perf_counter() - started
 
 
 def claims_of(methods: str, bench: Bench, points: list[Point]) -> list[Claim]:
@@ -67,6 +67,7 @@ def _fall(never_rise: bool, strictly: bool, points: list[Point]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=["svd", "auto"], help="one curve each; auto is all of them")
+    parser.add_argument("--dial", type=float, nargs="+", default=DIAL, help="rising positions")
     parser.add_argument("--calibrate", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -77,7 +78,7 @@ def main() -> None:
     curves: dict[str, list[Point]] = {}
     for methods in args.methods:
         print(f"methods: {methods}", flush=True)
-        bench, curves[methods], seconds = curve_of(methods, args.calibrate, args.threads, args.seed)
+        bench, curves[methods], seconds = curve_of(methods, args)
         claims += claims_of(methods, bench, curves[methods])
         measured[methods] = {"dial": [p.as_dict() for p in curves[methods]], "seconds": seconds}
     measured["original"] = {"nbytes": bench.nbytes, "accuracy": bench.baseline.accuracy, "top5": bench.baseline.top5}

@@ -89,7 +89,7 @@ class Workshop:
         self.folder = Scratch()
         self.known = None
         if refit and task.roles is not None:
-            sites = [o.site for o in options if len(o.labels) > 1]
+            sites = [o.site for o in options if o.site.refusal is None]
             module = task.prepared.module
             self.known = references(
                 module, sites, _kept_batches(task.roles, REFIT_INPUTS), device=task.device, seed=task.seed

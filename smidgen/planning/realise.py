@@ -5,7 +5,8 @@ original's outputs y, with intercept:
 
     U = (E[(y − ȳ)(z − z̄)ᵀ] + ρ U₀) (E[(z − z̄)(z − z̄)ᵀ] + ρ I)⁻¹,   b = ȳ − U z̄
 
-Sites are taken in running order, so what one layer loses the next can make good; U₀, the calibrated start, is what the
+Sites are taken in running order, so what one layer loses the next can make good, dense layers too: a dense layer after
+a changed one is refitted where the sample determines it well, at no byte's cost. U₀, the calibrated start, is what the
 ridge ρ pulls towards. (Asymmetric reconstruction, Zhang et al. 2015, arXiv:1505.06798.)
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smidgen.calibrate.columns import choose_positions, output_rows
+from smidgen.calibrate.columns import choose_positions, input_rows, output_rows
 from smidgen.forms import Geometry, dense, leaves, replace_last, stages
 from smidgen.model.replace import place
 from smidgen.planning.candidates import Options
@@ -29,6 +30,8 @@ from smidgen.planning.plan import Plan
 from smidgen.site import Site, Stored
 
 PASSES = 8  # most forward passes of the compressed network a refit takes; layers in between are refitted together
+MOST_COLUMNS = 2304  # widest dense layer that is refitted
+ROWS_PER_COLUMN = 8  # a refit of a dense layer on fewer rows learns the sample
 RIDGE = 0.01  # share of the variance of z; keeps a refit on few samples near the calibrated start
 ROWS_NBYTES = 256 << 20  # memory for the original's outputs at all sites
 MOST_POSITIONS = 64  # output positions of one sample that enter a refit at most; neighbours tell nearly the same
@@ -120,8 +123,7 @@ def realise(
     stored = {
         o.site.name: Stored(o.form(c.method, c.rank), o.site.bias) for o, c in zip(options, plan.choices, strict=True)
     }
-    changed = [o.site for o, c in zip(options, plan.choices, strict=True) if c.method is not None]
-    for block in _blocks(changed):
+    for block in _blocks(_touched(options, plan, known)):
         for site in block:
             place(smaller, site, stored[site.name])
         if known is not None:
@@ -131,6 +133,25 @@ def realise(
         for site in block:
             tick(site.name)
     return Realised(smaller, stored)
+
+
+def _touched(options: Sequence[Options], plan: Plan, known: References | None) -> list[Site]:
+    """Changed sites, and dense ones after them that can make good for free what was lost before them."""
+    result: list[Site] = []
+    for option, choice in zip(options, plan.choices, strict=True):
+        healing = bool(result) and known is not None and _well_determined(option.site, known)
+        if choice.method is not None or healing:
+            result.append(option.site)
+    return result
+
+
+def _well_determined(site: Site, known: References) -> bool:
+    """Whether a dense layer's refit rests on many more rows than it has columns."""
+    g = site.geometry
+    if site.name not in known.rows or g.kind == "conv_transpose":
+        return False
+    rows = sum(batch.shape[1] for batch in known.rows[site.name])
+    return g.columns <= MOST_COLUMNS and rows >= ROWS_PER_COLUMN * g.columns
 
 
 def _blocks(sites: list[Site]) -> list[list[Site]]:
@@ -148,10 +169,8 @@ def _refit(
     seen = dict.fromkeys(last, 0)
 
     def gather(site: Site) -> Callable[..., None]:
-        geometry = last[site.name].with_(out_channels=last[site.name].in_channels)
-
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            z = _rows(args[0], geometry, known.positions[site.name])
+            z = input_rows(args[0], last[site.name], known.positions[site.name])
             y = known.rows[site.name][seen[site.name]]
             seen[site.name] += 1
             sums.setdefault(site.name, _Moments(y, z)).add(y, z)
@@ -162,15 +181,16 @@ def _refit(
 
     handles = []
     for site in block:
-        chain: Any = smaller.get_submodule(site.name)
-        handles.append(chain[-1].register_forward_pre_hook(gather(site)))
+        layer: Any = smaller.get_submodule(site.name)
+        layer = layer[-1] if isinstance(layer, nn.Sequential) else layer
+        handles.append(layer.register_forward_pre_hook(gather(site)))
     _run(smaller, known.batches, handles, device)
     return {site.name: _solved(stored[site.name], last[site.name], sums[site.name], device) for site in block}
 
 
 def _solved(stored: Stored, last: Geometry, sums: _Moments, device: str) -> Stored:
     start = torch.as_tensor(dense(list(leaves(stored.form))[-1]), dtype=torch.float64, device=device)
-    u, bias = sums.solve(start.reshape(last.groups, -1, start.shape[-1]), intercept=stored.bias is not None)
+    u, bias = sums.solve(start.reshape(last.groups, -1, last.columns), intercept=stored.bias is not None)
     form = replace_last(stored.form, u.reshape(start.shape).float().cpu().numpy())
     return Stored(form, None if bias is None else bias.flatten().float().cpu().numpy())
 

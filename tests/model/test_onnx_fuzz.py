@@ -23,7 +23,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 MUTATIONS = 3000
-PATIENCE_S = 30.0  # for one mutation; a usual one takes 10 ms
+PATIENCE_S = 180.0  # wall clock for one mutation, after which it hangs: a busy machine may take its time
+PROCESSOR_S = 15.0  # of the importer's own time; a usual one takes 10 ms
 ROOM_BYTES = 4 << 30  # address space on top of what an imported torch has
 ODD_NUMBERS = (0, 1, -1, 2, 3, 5, 7, 16, 255, 4096, 1 << 20, (1 << 31) - 1, 1 << 31, -(1 << 31), 1 << 62, -(1 << 63))
 
@@ -384,9 +385,9 @@ def _serve(pipe: Connection, answer) -> None:
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     while (content := pipe.recv()) is not None:
-        start = time.monotonic()
+        start = time.process_time()  # not the wall clock: other work on the machine is no fault of the file
         result = answer(content)
-        pipe.send((*result, time.monotonic() - start))
+        pipe.send((*result, time.process_time() - start))
 
 
 def _importer(pipe: Connection) -> None:
@@ -505,7 +506,7 @@ def survey(seeds):
         for seed in seeds:
             how, content = mutated(seed)
             state, result, seconds = importer.ask(content)
-            if state not in ("ran", "raised", "refused", "too large to run") or seconds > PATIENCE_S / 2:
+            if state not in ("ran", "raised", "refused", "too large to run") or seconds > PROCESSOR_S:
                 wrong.append((seed, how, f"importer {state} after {seconds:.1f} s: {result!s:.200}"))
             if state not in ("ran", "raised"):
                 counts[state] += 1
