@@ -13,16 +13,16 @@ from smidgen.methods import Method
 from smidgen.planning.candidates import Options
 from smidgen.planning.plan import Choice, Plan, fingerprint
 
-# The dial permits losing the share t^5 of what the network is worth: 0.1 stands for 0.00001 of it, 0.5 for 0.03. The
-# power lets most of the dial cover the range in which networks still answer (SqueezeNet calibrated: 0.1 to 0.3;
-# GenderNet without data: 0.4 to 0.8).
-DIAL = 5.0
+# The dial permits losing the share t^6 of what the network is worth: 0.1 stands for 0.000001 of it, 0.5 for 0.016. The
+# power lets most of the dial cover the range in which networks still answer (SqueezeNet calibrated: 0.15 to 0.35;
+# GenderNet without data: 0.45 to 0.85).
+DIAL = 6.0
 
 
 def price_of_tradeoff(tradeoff: float, options: Sequence[Options]) -> float:
     """The price λ that a position of the trade-off dial stands for: one rising formula for every network.
 
-    The highest λ at which the predicted loss of the whole plan is at most ``t⁵ · D``, D the predicted loss of losing
+    The highest λ at which the predicted loss of the whole plan is at most ``t⁶ · D``, D the predicted loss of losing
     every weight that a method may touch. So 0 keeps everything, 1 only cares for size, and bytes never rise with t.
 
     Args:

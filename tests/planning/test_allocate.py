@@ -85,7 +85,7 @@ def test_the_dial_never_permits_more_than_its_share(tables, dial):
     if any(b <= a * (1 + 1e-8) for a, b in itertools.pairwise(steps)):
         return
     plan = allocate(opts, price_of_tradeoff(dial, opts), {})
-    assert plan.loss <= dial**5 * sum(o.worth for o in opts) * (1 + 1e-9)
+    assert plan.loss <= dial**6 * sum(o.worth for o in opts) * (1 + 1e-9)
 
 
 @settings(max_examples=100, deadline=None)
