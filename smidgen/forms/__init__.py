@@ -11,8 +11,8 @@ function each: `dense`, `stages`, `nbytes`, `macs`, `params`; never by the metho
 from smidgen.forms.cost import macs, nbytes, params
 from smidgen.forms.geometry import Geometry
 from smidgen.forms.rebuild import dense, describe, leaves, rank, replace_last, shape
-from smidgen.forms.stages import Stage, stages
 from smidgen.forms.scales import nearest_exponents, scales
+from smidgen.forms.stages import Stage, stages
 from smidgen.forms.types import CP, Dense, Form, LowRank, Quantized, hollow
 
 __all__ = [
