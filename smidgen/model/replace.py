@@ -16,6 +16,7 @@ from torch import nn
 
 from smidgen.errors import LoadError
 from smidgen.forms import Dense, Geometry, stages
+from smidgen.model.sites import contained
 from smidgen.site import Site, Stored
 
 FORMAT = "smidgen-modules-1"
@@ -119,7 +120,7 @@ def rebuild_network(model: nn.Module, path: Path) -> nn.Module:
         path: the safetensors file.
 
     Returns:
-        The smaller network, ready to run, train and export.
+        The smaller network, ready to run, train and export; an ``nn.Sequential`` where the given one is one layer.
 
     Raises:
         LoadError: when the file is damaged or belongs to another network.
@@ -131,7 +132,7 @@ def rebuild_network(model: nn.Module, path: Path) -> nn.Module:
         if header.get("format") != FORMAT:
             raise LoadError(f"load: '{path}' was not written by smidgen's save (format {header.get('format')!r})")
         chains, biased = json.loads(header["chains"]), json.loads(header["biased"])
-        result = copy.deepcopy(model)
+        result = contained(copy.deepcopy(model))
         for name, chain in chains.items():
             last = len(chain) - 1
             keys = [f"{name}.weight"] if last == 0 else [f"{name}.{i}.weight" for i in range(len(chain))]
