@@ -19,7 +19,8 @@ from smidgen.forms import Dense, Geometry, stages
 from smidgen.model.sites import contained
 from smidgen.site import Site, Stored
 
-FORMAT = "smidgen-modules-1"
+FORMAT = "smidgen-modules-2"
+HEADERS = ("chains", "biased", "identities")
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
@@ -131,6 +132,9 @@ def rebuild_network(model: nn.Module, path: Path) -> nn.Module:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         if header.get("format") != FORMAT:
             raise LoadError(f"load: '{path}' was not written by smidgen's save (format {header.get('format')!r})")
+        missing = [name for name in HEADERS if name not in header]
+        if missing:
+            raise LoadError(f"load: '{path}' lacks the header '{missing[0]}'; write it again with Result.save")
         chains, biased = json.loads(header["chains"]), json.loads(header["biased"])
         result = contained(copy.deepcopy(model))
         for name, chain in chains.items():

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from smidgen.errors import PlanError, Refusal
 from smidgen.forms import Dense, Form, nbytes
 from smidgen.methods import Family, Method
-from smidgen.site import Curvature, Site, grouped
+from smidgen.site import Curvature, Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +103,6 @@ def _options(
                 entries.append((loss, size, name, rank))
         if all(method != name for _, _, method, _ in entries):
             refusals[name] = f"{name}: every rank would grow this layer ({whole} bytes)"
-    weight = torch.as_tensor(grouped(site.weight, site.geometry.groups), dtype=torch.float64)
     return Options(
         site,
         families,
@@ -112,7 +110,7 @@ def _options(
         sizes=np.array([e[1] for e in entries]),
         labels=tuple((e[2], e[3]) for e in entries),
         refusals=refusals,
-        worth=curvature.loss(weight) if families else 0.0,
+        worth=curvature.loss_as_stored(site.weight, site.geometry) if families else 0.0,
     )
 
 

@@ -17,7 +17,7 @@ from smidgen.forms import Dense, Form, describe, macs, nbytes, params
 from smidgen.measure.cost import onnx_cost
 from smidgen.measure.files import nbytes as file_nbytes
 from smidgen.measure.latency import measure_latency
-from smidgen.measure.memory import peak_rss_bytes
+from smidgen.measure.memory import UNKNOWN, peak_rss_bytes
 from smidgen.measure.scores import Judge, Metric, Scores
 from smidgen.planning.candidates import Options
 from smidgen.planning.search import Outcome, Trial
@@ -110,6 +110,7 @@ def record(
         roles, test: the data used; None where there was none.
         seed, threads, seconds, name: of the run and its network.
     """
+    peak = peak_rss_bytes()
     original, rest = files["original"], {k: v for k, v in files.items() if k != "original"}
     target = next(iter(rest))
     measured = rest[target]
@@ -124,7 +125,8 @@ def record(
         "target": target,
         "seed": seed,
         "seconds": seconds,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak,
+        "why": {"peak_rss_bytes": UNKNOWN} if peak is None else {},
         "threads": threads,
         "versions": versions(),
         "budget": {"kind": budget.kind, "value": budget.to_dict().get(budget.kind),
