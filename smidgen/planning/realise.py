@@ -44,10 +44,12 @@ class Realised:
     Args:
         model: the smaller network.
         stored: form and bias of every site that the file holds separately.
+        refitted: names of the sites whose values a refit moved, dense ones among them.
     """
 
     model: nn.Module
     stored: Mapping[str, Stored]
+    refitted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +125,8 @@ def realise(
     stored = {
         o.site.name: Stored(o.form(c.method, c.rank), o.site.bias) for o, c in zip(options, plan.choices, strict=True)
     }
-    for block in _blocks(_touched(options, plan, known)):
+    touched = _touched(options, plan, known)
+    for block in _blocks(touched):
         for site in block:
             place(smaller, site, stored[site.name])
         if known is not None:
@@ -132,7 +135,7 @@ def realise(
                 place(smaller, site, stored[site.name])
         for site in block:
             tick(site.name)
-    return Realised(smaller, stored)
+    return Realised(smaller, stored, frozenset(() if known is None else (site.name for site in touched)))
 
 
 def _touched(options: Sequence[Options], plan: Plan, known: References | None) -> list[Site]:

@@ -93,6 +93,7 @@ def record(
     outcome: Outcome,
     budget: Budget,
     options: Sequence[Options],
+    refitted: frozenset[str],
     roles: Roles | None,
     test: Dataset | None,
     seed: int,
@@ -107,6 +108,7 @@ def record(
         outcome: where the search ended.
         budget: what was asked for.
         options: of every site.
+        refitted: names of the sites whose values a refit moved.
         roles, test: the data used; None where there was none.
         seed, threads, seconds, name: of the run and its network.
     """
@@ -134,7 +136,7 @@ def record(
         "data": data_entries(roles, test),
         "original": original,
         "files": rest,
-        "layers": layers(outcome, options),
+        "layers": layers(outcome, options, refitted),
         "predicted": {"loss": outcome.best.plan.loss, "nbytes": outcome.best.plan.nbytes + outside, "unit": unit},
         "measured": {"loss": measured_loss(measured), "nbytes": measured["nbytes"]},
         "trials": [_trial(t) for t in outcome.trials],
@@ -160,8 +162,8 @@ def data_entries(roles: Roles | None, test: Dataset | None) -> dict[str, Any]:
     return {"calibration": None, "selection": None, "test": None if test is None else test.describe()}
 
 
-def layers(outcome: Outcome, options: Sequence[Options]) -> list[dict[str, Any]]:
-    """What became of each layer, or why it was left alone."""
+def layers(outcome: Outcome, options: Sequence[Options], refitted: frozenset[str]) -> list[dict[str, Any]]:
+    """What became of each layer, or why it stayed dense: left alone, unless a refit moved its values."""
     entries = []
     for option, choice in zip(options, outcome.best.plan.choices, strict=True):
         before: Form = Dense(option.site.weight)
@@ -173,7 +175,7 @@ def layers(outcome: Outcome, options: Sequence[Options]) -> list[dict[str, Any]]
             "nbytes_before": nbytes(before, g), "nbytes_after": nbytes(after, g),
             "params_before": params(before, g), "params_after": params(after, g),
             "macs_before": macs(before, g), "macs_after": macs(after, g),
-            "predicted_loss": choice.loss, "reason": choice.reason,
+            "predicted_loss": choice.loss, "reason": choice.reason, "refitted": option.site.name in refitted,
         })  # fmt: skip
     return entries
 
