@@ -92,6 +92,22 @@ class Curvature:
             return 0.5 * self.scale * float(gram.sum())
         return 0.5 * self.scale * float(torch.diagonal(gram, dim1=1, dim2=2).sum())
 
+    def loss_as_stored(self, change: np.ndarray, geometry: Geometry) -> float:
+        """`loss` of a change shaped as the layer stores its weight.
+
+        A transposed convolution stores ``[in, out / groups, *kernel]`` and A holds single input positions: every tap of
+        its window counts as a dense layer of its own. That is exact where windows do not overlap (stride ≥ kernel).
+
+        >>> up = Geometry("conv_transpose", 2, 3, (2,), (2,), (0,), (1,), in_size=(4,), out_size=(8,))
+        >>> Curvature().loss_as_stored(np.ones((2, 3, 2)), up)
+        6.0
+        """
+        if geometry.kind != "conv_transpose":
+            return self.loss(torch.as_tensor(grouped(change, geometry.groups), dtype=torch.float64))
+        inp, out = (channels // geometry.groups for channels in (geometry.in_channels, geometry.out_channels))
+        taps = torch.as_tensor(change, dtype=torch.float64).reshape(geometry.groups, inp, out, -1)
+        return sum(self.loss(tap.mT) for tap in taps.unbind(-1))
+
 
 @dataclass(frozen=True, eq=False)
 class Stored:

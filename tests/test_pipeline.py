@@ -407,3 +407,53 @@ def test_networks_with_nothing_to_compress_come_back_whole():
     assert [layer["form"] for layer in result.record["layers"]] == ["dense"]
     assert result.record["layers"][0]["reason"]
     assert nbytes(result) <= result.record["original"]["nbytes"]
+
+
+class Answers(nn.Module):
+    """A network that answers in a way of its own."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.body, self.head, self.way = nn.Linear(30, 40), nn.Linear(40, 20), way
+
+    def forward(self, x):
+        return self.way(self.head(self.body(x).relu()))
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        (lambda y: {"scores": y}, "returns a value of type dict; make forward return a tensor"),
+        (lambda y: (y, (y, y)), "returns a value of type tuple in a tuple; "),
+        (lambda y: [y, None], "returns a value of type NoneType in a list; "),
+        (lambda y: (), "returns nothing; "),
+        (lambda y: y.argmax(1), "no output has a gradient .*; return the scores, or leave the data out"),
+        (lambda y: y.argmax(1, keepdim=True), "no output has a gradient"),
+    ],
+    ids=["dict", "nested", "none", "empty", "class numbers", "class numbers in a column"],
+)
+def test_answers_that_cannot_be_calibrated_are_told_in_one_line(way, words):
+    x = np.random.default_rng(0).normal(size=(40, 30)).astype("f4")
+    for data in (x, (x, np.arange(40) % 20)):
+        with pytest.raises(LoadError, match=words) as caught:
+            compress(Answers(way), data)
+        assert "\n" not in str(caught.value)
+
+
+def test_class_numbers_are_enough_without_data():
+    torch.manual_seed(0)
+    result = compress(Answers(lambda y: y.argmax(1)), example=torch.zeros(1, 30), budget=Budget(ratio=2))
+    assert result.met
+    assert result.model(torch.zeros(3, 30)).shape == (3,)
+
+
+def test_a_single_layer_is_a_network_too(tmp_path):
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 64)
+    result = compress(layer, torch.randn(60, 64), budget=Budget(ratio=2))
+    assert result.met
+    assert [(entry["name"], entry["form"]) for entry in result.record["layers"]] == [("0", "low-rank")]
+    x = torch.randn(3, 64)
+    again = smidgen.rebuild_network(layer, result.save(tmp_path) / "model.safetensors")
+    assert torch.equal(again(x), result.model(x))
+    assert isinstance(layer, nn.Linear)

@@ -203,7 +203,8 @@ def sampled_loss(outputs: Any, temperature: float, generator: torch.Generator) -
     several = [output for output in outputs_of(outputs) if output.requires_grad]  # class numbers have no gradient
     if not several:
         raise LoadError(
-            "calibrate: no output has a gradient (torch.no_grad in forward, or only whole numbers come out)"
+            "calibrate: no output has a gradient (torch.no_grad in forward, or only whole numbers come out); "
+            "return the scores, or leave the data out"
         )
     if is_classifier(several):
         return _classifier_loss(as_logits(several[0]), temperature, generator)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from smidgen.data import Dataset, check_inputs, check_labels
 from smidgen.errors import DataError, LoadError
-from smidgen.measure.memory import peak_rss_bytes
+from smidgen.measure.memory import UNKNOWN, peak_rss_bytes
 from smidgen.measure.scores import load_metric
 from smidgen.pipeline import Progress
 from smidgen.report.record import measure_files, versions
@@ -50,11 +50,13 @@ def score_files(
     judged = None if metric is None else load_metric(metric)
     progress("measure", 0, 1)
     files = measure_files(paths, data, judged, one, threads)
+    peak = peak_rss_bytes()
     return {
         "schema_version": 1,
         "file": Path(file).name,
         "threads": threads,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak,
+        "why": {"peak_rss_bytes": UNKNOWN} if peak is None else {},
         "versions": versions(),
         "data": {"test": None if data is None else data.describe()},
         "original": files["original"] if against is not None else None,

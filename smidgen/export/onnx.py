@@ -279,9 +279,15 @@ def _swap(graph: onnx.GraphProto, used: list[onnx.NodeProto], marker: onnx.NodeP
 
 
 def _drop_initializers(graph: onnx.GraphProto, names: set[str]) -> None:
-    kept = [t for t in graph.initializer if t.name not in names]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    """Take a site's tensors out; one that another layer shares stays, under a name that the site does not take."""
+
+    def renamed(name: str) -> str:
+        return f"{name}~" if name in names else name
+
+    for tensor in graph.initializer:
+        tensor.name = renamed(tensor.name)
+    _rename_values(graph.node, renamed)
+    drop_unused(graph)
 
 
 def _norms(proto: onnx.ModelProto) -> tuple[tuple[str, str], ...]:

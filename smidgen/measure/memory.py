@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
-import resource
 import sys
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
-def peak_rss_bytes() -> int:
+UNKNOWN = "this system does not tell a process its peak memory"
+
+
+def peak_rss_bytes() -> int | None:
     """Peak resident memory of this process since it began, in bytes; it never goes down but for the kernel's rounding.
 
     On Linux VmHWM of ``/proc/self/status``, because ``ru_maxrss`` begins at the size of the process that started this
-    one. Elsewhere ``getrusage``, which counts in KiB, on macOS in bytes.
+    one. Elsewhere ``getrusage``, which counts in KiB, on macOS in bytes; None where there is neither (`UNKNOWN`).
 
     >>> peak_rss_bytes() > 1_000_000
     True
@@ -21,5 +27,7 @@ def peak_rss_bytes() -> int:
     found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
     if found:
         return 1024 * int(found[1])
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -41,6 +41,14 @@ class Settings:
     iterations: int = 30
     max_share: float = 0.7
 
+    def __post_init__(self) -> None:
+        whole = all(type(value) is int for value in (self.points, self.iterations))
+        if not whole or not 1 <= self.points <= 1000 or self.iterations < 1 or not 0 < self.max_share <= 1:
+            raise ValueError(
+                f"points={self.points!r} must be a whole number from 1 to 1000, iterations={self.iterations!r} one "
+                f"from 1 on, max_share={self.max_share!r} above 0 and at most 1"
+            )
+
 
 @dataclass(frozen=True)
 class Cp:

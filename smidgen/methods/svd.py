@@ -7,6 +7,9 @@ With ``S = G^½ W A Wᵀ G^½ = Q Λ Qᵀ`` the solution is the projection ``W_r
 G = I). It needs no root of A, so a very wide layer costs no more than its outputs. Without data A = G = I, which is
 the plain SVD (Denton et al. 2014, arXiv:1404.0736).
 
+One root of G is inverted, so both are those of a damped ``H = G + δI``. Losses are told in G itself, as those of every
+method are: what is left out counts ``½ Σ_{k>r} Λ_k · q_kᵀ H^-½ G H^-½ q_k``, since components are orthogonal under A.
+
 A convolution is split along its outputs: r filters of the full window, then a 1x1 layer. Grouped convolutions are
 split group by group, all groups with the same rank.
 """
@@ -47,7 +50,10 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """The spectrum of one site, ready to be cut at any rank (float64, one entry a group)."""
+    """The spectrum of one site, ready to be cut at any rank (float64, one entry a group).
+
+    Twice the loss of each component in the undamped metric, in the order the damped metric keeps them.
+    """
 
     spectrum: Float[Tensor, "groups k"]
     left: Float[Tensor, "groups out k"]
@@ -90,8 +96,10 @@ def decompose(weight: Float[Tensor, "groups out n"], curvature: Curvature, damp:
         root, inverse = torch.stack([f[0] for f in factors]), torch.stack([f[1] for f in factors])
     spectrum, q = torch.linalg.eigh(root @ gram @ root)
     spectrum, q = spectrum.flip(1).clamp_min(0), q.flip(2)
-    most = min(weight.shape[1:])
-    return Basis(spectrum[:, :most], (inverse @ q)[:, :, :most], (q.mT @ root @ weight)[:, :most])
+    left, most = inverse @ q, min(weight.shape[1:])
+    if g is not None:
+        spectrum = spectrum * (left * (g.to(weight) @ left)).sum(1).clamp_min(0)
+    return Basis(spectrum[:, :most], left[:, :, :most], (q.mT @ root @ weight)[:, :most])
 
 
 @dataclass(frozen=True)

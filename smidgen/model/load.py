@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from smidgen.errors import LoadError
+from smidgen.model.sites import contained
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class Network:
     """A network ready to be compressed.
 
     Args:
-        module: in evaluation mode.
+        module: in evaluation mode; a lone layer stands in an ``nn.Sequential``, where another can take its place.
         name: short name for messages and reports.
         input_shape: one input with its batch axis, None where a size is free; empty when unknown.
         input_name, output_names: names for written files; no output names where torch shall choose.
@@ -46,7 +47,7 @@ def load_network(given: str | Path | nn.Module, weights: str | Path | None = Non
         weights: ``.safetensors`` or weights-only ``.pth`` file for a factory.
 
     Raises:
-        LoadError: when it cannot be read; the message says what to do.
+        LoadError: when it cannot be read, or computes in float64; the message says what to do.
 
     >>> load_network(nn.Linear(2, 1)).name
     'Linear'
@@ -61,7 +62,16 @@ def load_network(given: str | Path | nn.Module, weights: str | Path | None = Non
         if not isinstance(given, nn.Module) and network.source is not None:
             raise LoadError(f"load: '{given}' holds its own weights; leave --weights out")
         load_weights(network.module, Path(weights))
-    return network
+    _check_precision(network.module, given)
+    return replace(network, module=contained(network.module))
+
+
+def _check_precision(module: nn.Module, given: str | Path | nn.Module) -> None:
+    """Inputs, curvature and written files are float32: a float64 network would come back as another one."""
+    name = next((n for n, p in module.named_parameters() if p.dtype == torch.float64), None)
+    if name is not None:
+        mend = "call .float() on it" if isinstance(given, nn.Module) or ":" in str(given) else "convert it to float32"
+        raise LoadError(f"load: the network's {name} is float64, smidgen computes in float32; {mend} first")
 
 
 def _from_file(path: Path) -> Network:
@@ -88,6 +98,8 @@ def _from_onnx(path: Path, source: Path | None) -> Network:
             f"load: '{path}' takes {len(loaded.inputs)} inputs ({names}); networks with one input are supported"
         )
     spec = loaded.inputs[0]
+    if spec.dtype == "float64":
+        raise LoadError(f"load: '{path}' takes float64 inputs, smidgen gives float32; convert it to float32 first")
     return Network(loaded.module, path.stem, tuple(spec.shape), spec.name, tuple(loaded.output_names), source)
 
 

@@ -16,9 +16,11 @@ from torch import nn
 
 from smidgen.errors import LoadError
 from smidgen.forms import Dense, Geometry, stages
+from smidgen.model.sites import contained
 from smidgen.site import Site, Stored
 
-FORMAT = "smidgen-modules-1"
+FORMAT = "smidgen-modules-2"
+HEADERS = ("chains", "biased", "identities")
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
@@ -119,7 +121,7 @@ def rebuild_network(model: nn.Module, path: Path) -> nn.Module:
         path: the safetensors file.
 
     Returns:
-        The smaller network, ready to run, train and export.
+        The smaller network, ready to run, train and export; an ``nn.Sequential`` where the given one is one layer.
 
     Raises:
         LoadError: when the file is damaged or belongs to another network.
@@ -130,8 +132,11 @@ def rebuild_network(model: nn.Module, path: Path) -> nn.Module:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         if header.get("format") != FORMAT:
             raise LoadError(f"load: '{path}' was not written by smidgen's save (format {header.get('format')!r})")
+        missing = [name for name in HEADERS if name not in header]
+        if missing:
+            raise LoadError(f"load: '{path}' lacks the header '{missing[0]}'; write it again with Result.save")
         chains, biased = json.loads(header["chains"]), json.loads(header["biased"])
-        result = copy.deepcopy(model)
+        result = contained(copy.deepcopy(model))
         for name, chain in chains.items():
             last = len(chain) - 1
             keys = [f"{name}.weight"] if last == 0 else [f"{name}.{i}.weight" for i in range(len(chain))]

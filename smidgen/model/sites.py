@@ -23,6 +23,15 @@ READ_ELSEWHERE = "other code reads its weight or its sizes"
 LAYERS = LINEAR + CONV + TRANSPOSED
 
 
+def contained(model: nn.Module) -> nn.Module:
+    """The network, in an ``nn.Sequential`` where it is a single layer: replacing a layer needs a place around it.
+
+    >>> [name for name, _ in contained(nn.Linear(3, 2)).named_parameters()]
+    ['0.weight', '0.bias']
+    """
+    return nn.Sequential(model).train(model.training) if isinstance(model, LAYERS) else model
+
+
 def find_sites(model: nn.Module, example: Tensor) -> list[Site]:
     """Every layer with a weight matrix, in the order a forward pass runs them.
 
@@ -34,7 +43,8 @@ def find_sites(model: nn.Module, example: Tensor) -> list[Site]:
         One `Site` a layer; those that must be left alone carry the reason in ``refusal``.
 
     Raises:
-        LoadError: when the network cannot run on the example, or holds NaN or infinite weights.
+        LoadError: when the network cannot run on the example, answers with anything but tensors, or holds NaN or
+            infinite weights.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> [site.name for site in find_sites(model, torch.zeros(1, 4))]
@@ -108,7 +118,7 @@ def _trace(model: nn.Module, example: Tensor, special: dict[str, str]) -> dict[s
     handles = [m.register_forward_hook(watch(n), with_kwargs=True) for n, m in _named_layers(model).items()]
     try:
         with torch.no_grad():
-            model(example)
+            answer = model(example)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LoadError(
@@ -118,7 +128,20 @@ def _trace(model: nn.Module, example: Tensor, special: dict[str, str]) -> dict[s
     finally:
         for handle in handles:
             handle.remove()
+    _check_answer(answer)
     return calls
+
+
+def _check_answer(answer: Any) -> None:
+    """A tensor or a flat sequence of them: what a written file can answer, and what curvature and scores read."""
+    parts = answer if isinstance(answer, (tuple, list)) else [answer]
+    odd = next((type(part).__name__ for part in parts if not isinstance(part, Tensor)), None)
+    if odd is not None or not parts:
+        held = f" in a {type(answer).__name__}" if parts is answer else ""
+        raise LoadError(
+            f"load: the network returns {f'a value of type {odd}{held}' if odd else 'nothing'}; "
+            "make forward return a tensor, or a tuple of tensors"
+        )
 
 
 def _geometry(module: Any, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Geometry:

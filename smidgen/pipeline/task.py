@@ -89,7 +89,9 @@ def _check_classes(
 ) -> None:
     with torch.no_grad():
         answer = prepared.module(example)
-    if metric is None and isinstance(answer, torch.Tensor) and answer.flatten(1).shape[1] == answer.shape[1] > 1:
+    if metric is not None or not isinstance(answer, torch.Tensor) or answer.ndim < 2:
+        return  # class numbers alone, one for each sample, have no axis of classes
+    if answer.flatten(1).shape[1] == answer.shape[1] > 1:
         for one in (data, test):
             if one is not None and one.labels is not None:
                 check_labels(one, answer.shape[1])

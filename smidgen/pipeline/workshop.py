@@ -139,7 +139,7 @@ class Workshop:
             {"original": self.original, "onnx": final}, task.test, task.metric, one_input(task), task.threads
         )
         entries = record(
-            files, outcome=outcome, budget=budget, options=self.options, roles=task.roles,
+            files, outcome=outcome, budget=budget, options=self.options, refitted=realised.refitted, roles=task.roles,
             test=task.test, seed=task.seed, threads=task.threads, seconds=seconds, name=task.network.name,
         )  # fmt: skip
         return Result(

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 
 from smidgen.errors import PlanError, Refusal
 from smidgen.forms import Dense, Form, nbytes
 from smidgen.methods import Family, Method, Rounding
-from smidgen.site import Curvature, Site, grouped
+from smidgen.site import Curvature, Site
 
 
 class Label(NamedTuple):
@@ -139,7 +138,6 @@ def _options(
                 entries.append((loss, size, Label(name, rank)))
         if all(label.method != name for _, _, label in entries):
             refusals[name] = f"{name}: every rank would grow this layer ({whole} bytes)"
-    weight = torch.as_tensor(grouped(site.weight, site.geometry.groups), dtype=torch.float64)
     return Options(
         site,
         families,
@@ -147,7 +145,7 @@ def _options(
         sizes=np.array([e[1] for e in entries]),
         labels=tuple(e[2] for e in entries),
         refusals=refusals,
-        worth=curvature.loss(weight) if families else 0.0,
+        worth=curvature.loss_as_stored(site.weight, site.geometry) if families else 0.0,
     )
 
 

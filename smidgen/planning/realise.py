@@ -50,10 +50,12 @@ class Realised:
     Args:
         model: the smaller network.
         stored: form and bias of every site that the file holds separately.
+        refitted: names of the sites whose values a refit moved, dense ones among them.
     """
 
     model: nn.Module
     stored: Mapping[str, Stored]
+    refitted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +140,7 @@ def realise(
                 place(smaller, job.site, stored[job.site.name])
         for job in block:
             tick(job.site.name)
-    return Realised(smaller, stored)
+    return Realised(smaller, stored, frozenset(job.site.name for job in jobs if job.refitted))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from smidgen.forms import Dense, Form, describe, macs, nbytes, params
 from smidgen.measure.cost import onnx_cost
 from smidgen.measure.files import nbytes as file_nbytes
 from smidgen.measure.latency import measure_latency
-from smidgen.measure.memory import peak_rss_bytes
+from smidgen.measure.memory import UNKNOWN, peak_rss_bytes
 from smidgen.measure.scores import Judge, Metric, Scores
 from smidgen.planning.candidates import Options
 from smidgen.planning.search import Outcome, Trial
@@ -93,6 +93,7 @@ def record(
     outcome: Outcome,
     budget: Budget,
     options: Sequence[Options],
+    refitted: frozenset[str],
     roles: Roles | None,
     test: Dataset | None,
     seed: int,
@@ -107,9 +108,11 @@ def record(
         outcome: where the search ended.
         budget: what was asked for.
         options: of every site.
+        refitted: names of the sites whose values a refit moved.
         roles, test: the data used; None where there was none.
         seed, threads, seconds, name: of the run and its network.
     """
+    peak = peak_rss_bytes()
     original, rest = files["original"], {k: v for k, v in files.items() if k != "original"}
     target = next(iter(rest))
     measured = rest[target]
@@ -124,7 +127,8 @@ def record(
         "target": target,
         "seed": seed,
         "seconds": seconds,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak,
+        "why": {"peak_rss_bytes": UNKNOWN} if peak is None else {},
         "threads": threads,
         "versions": versions(),
         "budget": {"kind": budget.kind, "value": budget.to_dict().get(budget.kind),
@@ -132,7 +136,7 @@ def record(
         "data": data_entries(roles, test),
         "original": original,
         "files": rest,
-        "layers": layers(outcome, options),
+        "layers": layers(outcome, options, refitted),
         "predicted": {"loss": outcome.best.plan.loss, "nbytes": outcome.best.plan.nbytes + outside, "unit": unit},
         "measured": {"loss": measured_loss(measured), "nbytes": measured["nbytes"]},
         "trials": [_trial(t) for t in outcome.trials],
@@ -158,8 +162,8 @@ def data_entries(roles: Roles | None, test: Dataset | None) -> dict[str, Any]:
     return {"calibration": None, "selection": None, "test": None if test is None else test.describe()}
 
 
-def layers(outcome: Outcome, options: Sequence[Options]) -> list[dict[str, Any]]:
-    """What became of each layer, or why it was left alone."""
+def layers(outcome: Outcome, options: Sequence[Options], refitted: frozenset[str]) -> list[dict[str, Any]]:
+    """What became of each layer, or why it stayed dense: left alone, unless a refit moved its values."""
     entries = []
     for option, choice in zip(options, outcome.best.plan.choices, strict=True):
         before: Form = Dense(option.site.weight)
@@ -171,7 +175,7 @@ def layers(outcome: Outcome, options: Sequence[Options]) -> list[dict[str, Any]]
             "nbytes_before": nbytes(before, g), "nbytes_after": nbytes(after, g),
             "params_before": params(before, g), "params_after": params(after, g),
             "macs_before": macs(before, g), "macs_after": macs(after, g),
-            "predicted_loss": choice.loss, "reason": choice.reason,
+            "predicted_loss": choice.loss, "reason": choice.reason, "refitted": option.site.name in refitted,
         })  # fmt: skip
     return entries
 

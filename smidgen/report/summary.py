@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from smidgen.report import wording
-from smidgen.report.table import loss_name
+from smidgen.report.table import left_alone, loss_name
 
 
 def verdict(result: dict[str, Any]) -> str:
@@ -24,7 +24,7 @@ def verdict(result: dict[str, Any]) -> str:
     target = result.get("target")
     file = files[target] if target in files else next(iter(files.values()))
     parts = [_size(original, file), _quality(original, file), _speed(original, file)]
-    alone = sum(bool(layer.get("reason")) for layer in result.get("layers") or [])
+    alone = sum(left_alone(layer) for layer in result.get("layers") or [])
     endings = [f"{alone} layer{'s' if alone > 1 else ''} left alone"] if alone else []
     budget = result.get("budget") or {}
     if budget.get("met") is False:

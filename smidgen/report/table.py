@@ -188,18 +188,27 @@ def _notes(files: dict[str, dict[str, Any]]) -> str:
     return "\n".join(f"– {', '.join(names)}{where}: {reason}" for (reason, where), names in reasons.items())
 
 
+def left_alone(layer: dict[str, Any]) -> bool:
+    """Whether a layer is as it was: it stayed dense for a reason, and no refit moved its values.
+
+    >>> left_alone({"reason": "too small"}), left_alone({"reason": "too small", "refitted": True})
+    (True, False)
+    """
+    return bool(layer.get("reason")) and not layer.get("refitted")
+
+
 def _layer_cells(layer: dict[str, Any]) -> list[str]:
     before, after = layer.get("nbytes_before"), layer.get("nbytes_after")
-    alone = bool(layer.get("reason"))
+    dense = bool(layer.get("reason"))
     loss = layer.get("predicted_loss")
-    sizes = wording.size(before) if alone else f"{wording.size(before)} → {wording.size(after)}"
+    became = f"left alone: {layer['reason']}" if left_alone(layer) else str(layer.get("form") or wording.MISSING)
     return [
         str(layer["name"]),
-        f"left alone: {layer['reason']}" if alone else str(layer.get("form") or wording.MISSING),
+        f"{became}, refitted" if dense and layer.get("refitted") else became,
         wording.MISSING if layer.get("rank") is None else _rank(layer["rank"]),
-        sizes,
-        wording.MISSING if alone or not before or not after else wording.times(before / after),
-        wording.MISSING if alone else wording.number(loss),
+        wording.size(before) if dense else f"{wording.size(before)} → {wording.size(after)}",
+        wording.MISSING if dense or not before or not after else wording.times(before / after),
+        wording.MISSING if dense else wording.number(loss),
     ]
 
 

@@ -198,6 +198,27 @@ def test_shared_weights_are_written_once(tmp_path):
     assert nbytes < 4 * (24 * 24 + 24 * 3 + 24 + 24 + 3) + 1000
 
 
+def test_a_bias_that_another_layer_shares_stays_with_it(tmp_path):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Conv1d(8, 8, 1)
+            self.b.bias = self.c.bias = self.a.bias
+
+        def forward(self, x):
+            y = self.a(x).relu()
+            return self.c((self.b(y) * self.b.weight.sum())[:, :, None])
+
+    model = Shared()
+    sites, base = opened(model, 8)
+    assert base.sites == {"a", "c"}
+    assert {site.name for site in sites if site.refusal} == {"b"}
+    for stored in (dense_files(sites), {**dense_files(sites), "a": Stored(Dense(random(8, 8)), random(8))}):
+        write(base, sites, stored, tmp_path / "m.onnx")
+        agrees(with_forms(model, sites, stored), tmp_path / "m.onnx", random(2, 8))
+        onnx.checker.check_model(onnx.load(tmp_path / "m.onnx"), full_check=True)
+
+
 def test_names_of_inputs_and_outputs_are_kept_and_nothing_else(tmp_path):
     sites, base = opened(Images(), 3, 10, 9, input_name="picture", output_names=("scores", "map"))
     write(base, sites, dense_files(sites), tmp_path / "m.onnx")

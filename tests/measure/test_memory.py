@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+
+from smidgen.measure import memory
 
 _PROGRAM = """
 from smidgen.measure.memory import peak_rss_bytes
@@ -27,3 +31,17 @@ def test_peak_grows_with_what_is_held_stays_and_ignores_the_parent() -> None:
     assert 95_000_000 < holding - before < 150_000_000
     # The kernel sums its counters lazily: some hundred kB to and fro.
     assert after > holding - 2_000_000
+
+
+def test_where_a_system_does_not_tell_there_is_none_and_a_reason(monkeypatch) -> None:
+    """Windows has neither /proc nor the module ``resource``."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(Path, "is_file", lambda self: False)
+    try:
+        importlib.reload(memory)
+        assert memory.peak_rss_bytes() is None
+        assert memory.UNKNOWN
+    finally:
+        monkeypatch.undo()
+        importlib.reload(memory)
+    assert memory.peak_rss_bytes() > 1_000_000

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from smidgen.errors import Refusal
+from smidgen.errors import PlanError, Refusal
 from smidgen.forms import CP, Geometry, dense, params
-from smidgen.methods.cp import METHOD
+from smidgen.methods import choose_methods
+from smidgen.methods.cp import METHOD, Settings
 from smidgen.site import Curvature, Moment, Site
 
 QUICK = METHOD.with_settings(points=4, iterations=15)
@@ -84,3 +85,26 @@ def test_refused_layers(geometry, words):
 def test_another_seed_may_differ_but_predicts_alike():
     first, second = (QUICK.family(random_site(), Curvature(), seed=s) for s in (0, 1))
     assert first.losses == pytest.approx(second.losses, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"points": 0},
+        {"points": 2.5},
+        {"points": 10**9},
+        {"points": True},
+        {"iterations": 0},
+        {"iterations": "many"},
+        {"max_share": 0.0},
+        {"max_share": 1.5},
+        {"max_share": float("nan")},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises((ValueError, TypeError)):
+        Settings(**wrong)
+    with pytest.raises(PlanError, match="its settings are") as caught:
+        choose_methods("cp", {"cp": wrong})
+    assert "\n" not in str(caught.value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import sys
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -138,7 +140,7 @@ def test_weights_for_a_module_do_not_change_the_given_one(tmp_path):
     save_file({"weight": torch.ones(3, 4), "bias": torch.zeros(3)}, tmp_path / "w.safetensors")
     given = nn.Linear(4, 3)
     before = given.weight.detach().clone()
-    assert float(load_network(given, tmp_path / "w.safetensors").module.weight.detach().sum()) == 12.0
+    assert float(load_network(given, tmp_path / "w.safetensors").module[0].weight.detach().sum()) == 12.0
     assert torch.equal(given.weight, before)
 
 
@@ -214,3 +216,37 @@ def test_an_onnx_file_is_its_own_original(tmp_path):
 def test_a_script_that_exits_while_imported(tmp_path):
     (tmp_path / "exits_for_test_load.py").write_text("import sys\nsys.exit('usage: train.py DATA')\n")
     refused("cannot import", f"{tmp_path / 'exits_for_test_load.py'}:make")
+
+
+def test_float64_is_refused_with_the_mend(tmp_path):
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    assert "0.weight is float64" in refused("call .float\\(\\) on it", network)
+    path = tmp_path / "double.onnx"
+    h, kind = onnx.helper, onnx.TensorProto.DOUBLE
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3)), "w")
+    x, y = (h.make_tensor_value_info(name, kind, ["n", size]) for name, size in (("x", 4), ("y", 3)))
+    graph = h.make_graph([h.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), path)
+    refused("takes float64 inputs.*convert it to float32", path)
+
+
+def test_float64_weights_behind_a_cast_are_refused(tmp_path):
+    path = tmp_path / "within.onnx"
+    h, kind = onnx.helper, onnx.TensorProto
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3)), "w")
+    x, y = (h.make_tensor_value_info(name, kind.FLOAT, ["n", size]) for name, size in (("x", 4), ("y", 3)))
+    nodes = [
+        h.make_node("Cast", ["x"], ["d"], to=kind.DOUBLE),
+        h.make_node("MatMul", ["d", "w"], ["m"]),
+        h.make_node("Cast", ["m"], ["y"], to=kind.FLOAT),
+    ]
+    model = h.make_model(h.make_graph(nodes, "g", [x], [y], [weight]), opset_imports=[h.make_opsetid("", 17)])
+    onnx.save(model, path)
+    refused("is float64, smidgen computes in float32; convert it to float32", path)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.Conv2d(2, 3, 1)])
+def test_a_single_layer_stands_in_a_place_of_its_own(layer):
+    network = load_network(layer)
+    assert [name for name, _ in network.module.named_parameters()] == ["0.weight", "0.bias"]
+    assert network.name == type(layer).__name__

@@ -200,6 +200,29 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
         rebuild_network(Net(), tmp_path / "foreign.safetensors")
 
 
+@pytest.mark.parametrize("name", ["chains", "biased", "identities"])
+def test_a_file_without_a_header_is_refused_by_its_name(tmp_path, name):
+    from safetensors.torch import load_file, save_file
+
+    path = saved(tmp_path)
+    with safe_open(str(path), framework="np") as file:
+        header = {key: value for key, value in file.metadata().items() if key != name}
+    save_file(load_file(path), path, metadata=header)
+    with pytest.raises(LoadError, match=f"lacks the header '{name}'; write it again"):
+        rebuild_network(Net(), path)
+
+
+def test_an_older_format_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    path = saved(tmp_path)
+    with safe_open(str(path), framework="np") as file:
+        header = file.metadata()
+    save_file(load_file(path), path, metadata={**header, "format": "smidgen-modules-1"})
+    with pytest.raises(LoadError, match="format 'smidgen-modules-1'"):
+        rebuild_network(Net(), path)
+
+
 @pytest.mark.parametrize("field", ["in_channels", "out_channels", "groups", "kernel", "kind"])
 def test_a_file_that_lies_about_sizes_is_refused_before_memory_is_taken(tmp_path, field):
     from safetensors.torch import load_file, save_file

@@ -105,8 +105,8 @@ def test_the_staircase_is_where_plans_change(tables):
 
 def test_the_highest_price_within_the_share_is_taken():
     opts = options([[(3000, 0.01), (1000, 1.0)], [(2000, 0.1), (1, 5.0)]])
-    # Worth 6: at t = 0.5 the share is 0.1875, so the steps of 0.01 and 0.1 are taken, those of 0.99 and 4.9 are not.
-    assert allocate(opts, price_of_tradeoff(0.5, opts), {}).key == (("svd", 1, None), ("svd", 1, None))
+    # Worth 6: at t = 0.6 the share is 0.28, so the steps of 0.01 and 0.1 are taken, those of 0.99 and 4.9 are not.
+    assert allocate(opts, price_of_tradeoff(0.6, opts), {}).key == (("svd", 1, None), ("svd", 1, None))
 
 
 def test_ties_go_to_the_smaller_then_to_the_better():

@@ -82,6 +82,19 @@ def test_a_full_rank_form_is_refitted_to_the_original():
     assert error(model, result.model, batches) < 1e-6
 
 
+def test_it_tells_which_sites_were_refitted():
+    """A dense layer behind a changed one is refitted too, where the inputs determine it well; without them none is."""
+    model = nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 8), nn.Tanh(), nn.Linear(8, 4)).eval()
+    batches = [inputs(200, 6)]
+    sites, options = asked(model, batches)
+    known = references(model, sites, batches)
+    result = realise(model, options, plan_for(options, {"2": ("svd", 2)}), known)
+    assert result.refitted == {"2", "4"}
+    assert not torch.equal(result.model[4].weight, model[4].weight)
+    assert torch.equal(result.model[0].weight, model[0].weight)
+    assert realise(model, options, plan_for(options, {"2": ("svd", 2)})).refitted == frozenset()
+
+
 def test_only_what_was_chosen_changes():
     model = network()
     before = copy.deepcopy(model.state_dict())

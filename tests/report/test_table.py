@@ -131,6 +131,15 @@ def test_layers_tell_what_became_of_them(result: dict[str, Any]) -> None:
     assert layers_table({"layers": []}).row_count == 0
 
 
+def test_a_dense_layer_that_was_refitted_was_not_left_alone(result: dict[str, Any]) -> None:
+    result["layers"][0] |= {"form": "dense", "refitted": True, "predicted_loss": 0.0}
+    result["layers"][1] |= {"refitted": True}
+    rows = cells(to_text(result))
+    assert rows["conv1"] == ["dense, refitted", "–", "2.08 kB", "–", "–"]
+    assert rows["features.conv2.depthwise"][0] == "lowrank"
+    assert "left alone" not in verdict(result)
+
+
 def test_names_and_reasons_are_never_read_as_markup(result: dict[str, Any]) -> None:
     result["layers"][0]["name"] = "[red]conv[/red]"
     result["layers"][0]["reason"] = "shape [a, 3, 3]"
