@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from smidgen.budget import parse_target
 from smidgen.cli.folder import WRITTEN, output_folder, undisturbed
 from smidgen.cli.inputs import open_scored, open_sets, read_budget, read_methods, read_shape
 from smidgen.cli.progress import Progress
-from smidgen.errors import BudgetError, PlanError, UserError
+from smidgen.errors import PlanError, UserError
 from smidgen.report.result import Result
 from smidgen.report.summary import verdict
 
@@ -23,15 +22,23 @@ LARGEST_PLAN = 64 << 20  # bytes; a plan has one short entry a layer
 def compress(options: argparse.Namespace) -> int:
     """``smidgen compress``."""
     from smidgen import pipeline
+    from smidgen.pipeline.targets import check_targets
 
     budget = read_budget(options)
-    check_target(options.target)
+    targets = check_targets(options.target.split(","))
     methods = _methods(options.methods)
     given = (options.model, options.weights)
     with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
         data, test = open_sets(options)
         result = pipeline.compress(
-            options.model, data, test=test, budget=budget, methods=methods, **_work(options), progress=progress
+            options.model,
+            data,
+            test=test,
+            budget=budget,
+            methods=methods,
+            target=targets,
+            **_work(options),
+            progress=progress,
         )
         save(result, folder)
     return tell(result, folder, options)
@@ -136,12 +143,6 @@ def tell(result: Result, folder: Path, options: argparse.Namespace) -> int:
 def print_json(record: dict[str, Any]) -> None:
     """JSON on stdout."""
     print(json.dumps(record, indent=1))
-
-
-def check_target(name: str) -> None:
-    """Refuse targets that this version does not write."""
-    if parse_target(name) != "onnx":
-        raise BudgetError(f"target: '{name}' is not written by this version; use onnx")
 
 
 def _written(folder: Path) -> list[Path]:

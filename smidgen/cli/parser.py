@@ -122,7 +122,11 @@ def _compress(parser: argparse.ArgumentParser) -> None:
         "--methods", "--method", metavar="NAMES", default="auto",
         help="svd,cp or by layer kind: linear=svd,conv=cp (all by default)",
     )  # fmt: skip
-    parser.add_argument("--target", default="onnx", help="kind of file the budget binds (onnx)")
+    parser.add_argument(
+        "--target",
+        default="onnx",
+        help="kind of file the budget binds: onnx or archive; several with commas, it binds the first",
+    )
     _add_output(parser)
 
 

@@ -8,9 +8,7 @@ So a search over plans writes a real file in milliseconds, and one graph serves 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,9 +22,11 @@ import torch
 from onnx import helper
 from torch import nn
 
-from smidgen.errors import LoadError, OutputError
+from smidgen.errors import LoadError
+from smidgen.export.archive import Packed
+from smidgen.export.files import write_bytes
 from smidgen.export.onnx_strip import drop_unused, strip
-from smidgen.forms import Stage, stages
+from smidgen.forms import Quantized, Stage, stages
 from smidgen.site import Site, Stored
 
 DOMAIN = "smidgen"
@@ -92,7 +92,7 @@ def write(base: Base, sites: list[Site], stored: Mapping[str, Stored], path: Pat
     Raises:
         OutputError: when the file cannot be written.
     """
-    return _save(fill(base, sites, stored), path)
+    return write_bytes(fill(base, sites, stored).SerializeToString(), path)
 
 
 def fill(base: Base, sites: list[Site], stored: Mapping[str, Stored]) -> onnx.ModelProto:
@@ -113,12 +113,36 @@ def fill(base: Base, sites: list[Site], stored: Mapping[str, Stored]) -> onnx.Mo
     return proto
 
 
+def integer_tensors(base: Base, sites: list[Site], stored: Mapping[str, Stored]) -> dict[str, Packed]:
+    """The integers behind the weights and biases of a file, by initializer, as `smidgen.export.archive` wants them.
+
+    Args:
+        base, sites, stored: as given to `write`.
+    """
+    found: dict[str, Packed] = {}
+    by_name = {site.name: site for site in sites}
+    for marker in (node for node in base.proto.graph.node if node.domain == DOMAIN):
+        one = stored[marker.name]
+        chain = stages(one.form, by_name[marker.name].geometry)
+        names = _stage_names(marker.name, len(chain))
+        for name, stage in zip(names, chain, strict=True):
+            turned = stage.geometry.kind == "linear" and not _flat(marker)
+            if isinstance(stage.weight, Quantized):
+                found[f"{name}.weight"] = Packed(stage.weight, turned)
+        if one.bias_form is not None:
+            found[f"{names[-1]}.bias"] = Packed(one.bias_form)
+    return found
+
+
+def _stage_names(site: str, count: int) -> list[str]:
+    return [site] if count == 1 else [f"{site}.{i}" for i in range(count)]
+
+
 def _chain(graph: onnx.GraphProto, marker: onnx.NodeProto, site: Site, stored: Stored) -> list[onnx.NodeProto]:
     chain = stages(stored.form, site.geometry)
     nodes, value = [], marker.input[0]
-    for i, stage in enumerate(chain):
+    for i, (prefix, stage) in enumerate(zip(_stage_names(site.name, len(chain)), chain, strict=True)):
         last = i == len(chain) - 1
-        prefix = site.name if len(chain) == 1 else f"{site.name}.{i}"
         result = marker.output[0] if last else f"{marker.output[0]}.{i}"
         bias = stored.bias if last else None
         nodes += _layer(graph, stage, prefix, value, result, bias, flat=_flat(marker))
@@ -306,16 +330,3 @@ def _norms(proto: onnx.ModelProto) -> tuple[tuple[str, str], ...]:
             if len(readers[gain]) == 1:  # a BatchNorm that runs twice stays
                 pairs.append((node.name, gain.removesuffix(".weight")))
     return tuple(pairs)
-
-
-def _save(proto: onnx.ModelProto, path: Path) -> int:
-    payload = proto.SerializeToString()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(payload)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise OutputError(f"export: cannot write '{path}': {error.strerror}; choose another folder with -o") from error
-    return len(payload)

@@ -19,6 +19,7 @@ from smidgen.budget import Budget
 from smidgen.errors import BudgetError
 from smidgen.measure.scores import Metric
 from smidgen.methods import Method
+from smidgen.pipeline.targets import check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
 from smidgen.pipeline.workshop import Workshop, candidates
 from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
@@ -42,6 +43,7 @@ def compress(
     weights: str | Path | None = None,
     example: torch.Tensor | None = None,
     methods: str | Sequence[str] | Mapping[str, Sequence[str]] = "auto",
+    target: str | Sequence[str] = "onnx",
     metric: str | Metric | None = None,
     refit: bool = True,
     threads: int | None = None,
@@ -60,6 +62,8 @@ def compress(
         weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
         example: one batch of inputs, needed where neither data nor the file tell the shape.
         methods: ``"auto"`` for all, names, or names by layer kind: ``{"linear": ["svd"], "conv": ["cp"]}``.
+        target: the kind of file the budget binds, or several, the first of which it binds: ``"archive"`` (integers,
+            entropy-coded; `smidgen.unpack` gives back the ONNX file) or ``"onnx"`` (floats).
         metric: replaces accuracy: a function ``(outputs, labels) → float``, higher is better, or ``file.py:function``.
         refit: refit each layer on what the compressed layers before it produce (needs data).
         threads: for torch and onnxruntime; what torch uses when None.
@@ -80,11 +84,13 @@ def compress(
     True
     """
     started = time.perf_counter()
+    targets = check_targets(target)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     _check_budget(budget or Budget(), task)
-    options, chosen = candidates(task, methods, progress)
+    options, chosen = candidates(task, methods, progress, target=targets[0])
     with Threads(task.threads):
-        work = Workshop(task, options, refit, progress, agreement=(budget or Budget()).kind == "default")
+        agreement = (budget or Budget()).kind == "default"
+        work = Workshop(task, options, refit, progress, agreement=agreement, targets=targets)
         outcome = search(work, budget or Budget(), options, chosen)
         return work.finish(outcome, budget or Budget(), time.perf_counter() - started)
 
@@ -118,9 +124,10 @@ def apply(
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     parsed = plan_from_json(plan, task.prepared.sites)
     needed = sorted({c.method for c in parsed.choices if c.method is not None})
-    options, _ = candidates(task, needed, progress, parsed.settings)
+    target = "archive" if any(c.step is not None for c in parsed.choices) else "onnx"
+    options, _ = candidates(task, needed, progress, parsed.settings, target)
     with Threads(task.threads):
-        work = Workshop(task, options, refit, progress)
+        work = Workshop(task, options, refit, progress, targets=(target,))
         return work.finish(Outcome(work.trial(parsed), met=True), Budget(), time.perf_counter() - started)
 
 

@@ -20,6 +20,7 @@ from smidgen.export.onnx import write
 from smidgen.forms import Dense, macs
 from smidgen.measure.scores import Judge
 from smidgen.methods import Method, choose_methods, roundings
+from smidgen.pipeline.targets import FILES, INTEGERS, runnable, write_onnx, write_target
 from smidgen.pipeline.task import Progress, Task, Threads, one_input
 from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.plan import Choice, Plan
@@ -68,7 +69,7 @@ def candidates(
             curvatures = collect(task.prepared.module, sites, batches, device=task.device, seed=task.seed)
         tick = _ticks(progress, "candidates", len(sites))
         options = gather(sites, curvatures, chosen, allowed=allowed, device=task.device, seed=task.seed, tick=tick)
-        if target == "archive":
+        if target in INTEGERS:
             options = [
                 with_precision(o, curvatures.get(o.site.name, weights_only(o.site)), roundings()["gptq"])
                 for o in options
@@ -88,12 +89,20 @@ class Workshop:
         refit: refit each layer on what the compressed layers before it produce.
         progress: called with (stage, done, total).
         agreement: trials are judged by agreement with the original, even where there are labels.
+        targets: the files wanted; a budget binds the first.
     """
 
     def __init__(
-        self, task: Task, options: list[Options], refit: bool, progress: Progress, *, agreement: bool = False
+        self,
+        task: Task,
+        options: list[Options],
+        refit: bool,
+        progress: Progress,
+        *,
+        agreement: bool = False,
+        targets: Sequence[str] = ("onnx",),
     ) -> None:
-        self.task, self.options, self.progress = task, options, progress
+        self.task, self.options, self.progress, self.targets = task, options, progress, tuple(targets)
         self.folder = Scratch()
         self.known = None
         if refit and task.roles is not None:
@@ -115,7 +124,8 @@ class Workshop:
             task.prepared.module, self.options, plan, self.known, device=task.device,
             tick=lambda name: self.progress(f"trial {self.count}", 0, 0),
         )  # fmt: skip
-        nbytes = write(task.prepared.base, task.prepared.sites, realised.stored, path)
+        write_onnx(task.prepared, realised.stored, path)
+        nbytes = write_target(self.targets[0], task.prepared, realised.stored, path).stat().st_size
         points = None
         if self.judge is not None and task.roles is not None:
             with open_onnx(path, task.threads) as runner:
@@ -135,15 +145,18 @@ class Workshop:
         path.replace(final)
         self._verify(realised, final)
         self.progress("measure", 0, 1)
+        # Both are always written: the table shows the archive's bytes beside the runnable file's.
+        written = {name: write_target(name, task.prepared, realised.stored, final) for name in (*self.targets, *FILES)}
         files = measure_files(
-            {"original": self.original, "onnx": final}, task.test, task.metric, one_input(task), task.threads
-        )
+            {"original": self.original, **written}, task.test, task.metric, one_input(task), task.threads,
+            {name: runnable(name, path) for name, path in written.items()},
+        )  # fmt: skip
         entries = record(
             files, outcome=outcome, budget=budget, options=self.options, refitted=realised.refitted, roles=task.roles,
             test=task.test, seed=task.seed, threads=task.threads, seconds=seconds, name=task.network.name,
         )  # fmt: skip
         return Result(
-            model=realised.model, plan=best.plan, met=outcome.met, record=entries, files={"onnx": final},
+            model=realised.model, plan=best.plan, met=outcome.met, record=entries, files=written,
             sites=task.prepared.sites, stored=realised.stored, folder=self.folder,
         )  # fmt: skip
 

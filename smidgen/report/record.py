@@ -29,7 +29,12 @@ PACKAGES = ("smidgen", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")
 
 
 def measure_files(
-    paths: Mapping[str, Path], test: Dataset | None, metric: Metric | None, one: np.ndarray, threads: int
+    paths: Mapping[str, Path],
+    test: Dataset | None,
+    metric: Metric | None,
+    one: np.ndarray,
+    threads: int,
+    runs: Mapping[str, Path] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score and time written files in their runtime, the first being the original.
 
@@ -39,17 +44,19 @@ def measure_files(
         metric: replaces accuracy.
         one: a single input, for latency.
         threads: of the runtime.
+        runs: the file that the runtime opens, where it is another: what an archive unpacks to.
 
     Returns:
         By name, what ``result.json`` says of a file; null where nothing could be measured, with ``why``.
     """
-    runners = {name: open_onnx(path, threads) for name, path in paths.items()}
+    opened = {**paths, **(runs or {})}
+    runners = {name: open_onnx(path, threads) for name, path in opened.items()}
     try:
         timed = measure_latency(runners, one)
         scored = _scores(runners, test, metric)
         entries = {}
         for name, path in paths.items():
-            count, macs_ = onnx_cost(path)
+            count, macs_ = onnx_cost(opened[name])
             entries[name] = {"path": path.name, "nbytes": file_nbytes(path), "params": count, "macs": macs_}
             entries[name].update(scored[name])
             entries[name]["latency_ms"] = timed[name].median_ms

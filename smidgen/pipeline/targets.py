@@ -1,0 +1,69 @@
+"""The files of a run: which kinds there are, and how a realised network becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from smidgen.budget import parse_target
+from smidgen.errors import BudgetError
+from smidgen.export.archive import pack_archive, unpack_archive
+from smidgen.export.files import write_bytes
+from smidgen.export.onnx import integer_tensors, write
+from smidgen.export.prepare import Prepared
+from smidgen.site import Stored
+
+FILES = {"onnx": "model.onnx", "archive": "model.smidgen"}
+INTEGERS = frozenset({"archive"})  # targets whose files hold integers
+
+
+def check_targets(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Targets that this version writes, the first of which the budget binds.
+
+    Raises:
+        BudgetError: for one it does not write, or none.
+
+    >>> check_targets("archive")
+    ('archive',)
+    """
+    given = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
+    for name in given:
+        if parse_target(name) not in FILES:
+            raise BudgetError(f"target: '{name}' is not written by this version; use one of {', '.join(FILES)}")
+    if not given:
+        raise BudgetError(f"target: none is given; use one of {', '.join(FILES)}")
+    return given
+
+
+def write_target(target: str, prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> Path:
+    """Write a target's file beside the ONNX file that it stands for.
+
+    Args:
+        target: name of the kind of file.
+        prepared: the network's graph and sites.
+        stored: form and bias of every site.
+        onnx: the ONNX file, written already.
+
+    Returns:
+        The file.
+    """
+    if target == "onnx":
+        return onnx
+    path = onnx.with_suffix(".smidgen")
+    write_bytes(pack_archive(onnx.read_bytes(), integer_tensors(prepared.base, prepared.sites, stored)), path)
+    return path
+
+
+def runnable(target: str, path: Path) -> Path:
+    """The file that a runtime opens: an archive is unpacked beside itself."""
+    if target != "archive":
+        return path
+    place = path.with_suffix(".unpacked.onnx")
+    write_bytes(unpack_archive(path.read_bytes()), place)
+    return place
+
+
+def write_onnx(prepared: Prepared, stored: Mapping[str, Stored], path: Path) -> Path:
+    """Write the ONNX file of a realised network."""
+    write(prepared.base, prepared.sites, stored, path)
+    return path
