@@ -20,7 +20,7 @@ from smidgen.export.onnx import write
 from smidgen.forms import Dense, macs
 from smidgen.measure.scores import Judge
 from smidgen.methods import Method, choose_methods
-from smidgen.pipeline.task import Progress, Task, Threads, one_input
+from smidgen.pipeline.task import Progress, Task, Threads, data_hash, one_input
 from smidgen.planning.candidates import Options, gather
 from smidgen.planning.plan import Choice, Plan
 from smidgen.planning.probe import SHARES, probe
@@ -86,6 +86,7 @@ class Workshop:
         self, task: Task, options: list[Options], refit: bool, progress: Progress, *, agreement: bool = False
     ) -> None:
         self.task, self.options, self.progress = task, options, progress
+        self.circumstances: dict[str, Any] = {"seed": task.seed, "refit": refit, "data": data_hash(task.roles)}
         self.folder = Scratch()
         self.known = None
         if refit and task.roles is not None:
