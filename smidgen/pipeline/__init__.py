@@ -111,8 +111,8 @@ def apply(
         plan: text of a ``plan.json``.
         refit, seed: as in the run that made the plan when None.
 
-    The other arguments are those of `compress`. The same data, seed and refit give the same file; the record's note says
-    where one of them differs.
+    The other arguments are those of `compress`. The same data, seed and refit give the same file; the record's note
+    says where one of them differs.
 
     Raises:
         PlanError: when the plan is damaged or belongs to another network.
