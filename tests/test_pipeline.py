@@ -270,8 +270,18 @@ def test_max_drop_is_kept_on_the_selection(trained):
     result = compress(trained, pictures(), budget=Budget(max_drop=5))
     assert result.met
     kept = [t for t in result.record["trials"] if t["nbytes"] == nbytes(result)]
-    assert any(t["points"] <= 5 for t in kept)
-    assert all(t["nbytes"] >= nbytes(result) for t in result.record["trials"] if t["points"] <= 5)
+    assert any(t["points"] + t["error"] <= 5 for t in kept)
+    assert all(t["nbytes"] >= nbytes(result) for t in result.record["trials"] if t["points"] + t["error"] <= 5)
+
+
+def test_a_selection_too_small_for_any_loss_keeps_what_changes_no_answer(trained):
+    """One answer of six weighs 17 points: only a plan that changes none keeps the promise, and one always does."""
+    x, y = pictures(30)
+    result = compress(trained, (x, y), budget=Budget(max_drop=0.5))
+    assert result.met
+    assert result.record["data"]["selection"]["count"] == 6
+    (kept,) = [t for t in result.record["trials"] if t["nbytes"] == nbytes(result)]
+    assert (kept["points"], kept["error"]) == (0.0, 0.0)
 
 
 def test_bytes_fall_along_the_dial_and_the_ends_are_the_ends(trained):

@@ -109,12 +109,13 @@ class Workshop:
             tick=lambda name: self.progress(f"trial {self.count}", 0, 0),
         )  # fmt: skip
         nbytes = write(task.prepared.base, task.prepared.sites, realised.stored, path)
-        points = None
+        points, error = None, 0.0
         if self.judge is not None and task.roles is not None:
             with open_onnx(path, task.threads) as runner:
-                points = self.judge.loss(run_dataset(runner, task.roles.selection.batches())).points
+                loss = self.judge.loss(run_dataset(runner, task.roles.selection.batches()))
+                points, error = loss.points, loss.error
         self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
-        return Trial(plan, nbytes, points, (realised, path))
+        return Trial(plan, nbytes, points, (realised, path), error)
 
     def finish(self, outcome: Outcome, budget: Budget, seconds: float) -> Result:
         """Verify the chosen file, score it once on the test inputs, and write the record."""
