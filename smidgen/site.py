@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from smidgen.forms import Dense, Form, Geometry
+from smidgen.forms import Dense, Form, Geometry, Quantized
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +111,17 @@ class Curvature:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A site as realised: the form of its weight and the bias that goes with it."""
+    """A site as realised.
+
+    Args:
+        form: of its weight.
+        bias: ``[out]`` or None.
+        bias_form: the bias as integers, where it is stored so; ``bias`` is its value then.
+    """
 
     form: Form
     bias: np.ndarray | None = None
+    bias_form: Quantized | None = None
 
 
 def grouped(weight: np.ndarray, groups: int) -> np.ndarray:

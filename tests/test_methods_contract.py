@@ -12,7 +12,7 @@ import torch
 from smidgen.errors import PlanError, Refusal
 from smidgen.forms import Geometry, dense, leaves, macs, nbytes, params
 from smidgen.forms import rank as rank_of
-from smidgen.methods import Family, Method, choose_methods, falling, methods
+from smidgen.methods import Family, Method, Rounding, choose_methods, falling, methods, roundings
 from smidgen.planning.candidates import weights_only
 from smidgen.site import Curvature, Moment, Site, grouped
 
@@ -226,8 +226,9 @@ def test_every_method_module_is_found_and_named_after_its_file():
     import smidgen.methods as package
 
     files = {module.name for module in pkgutil.iter_modules(package.__path__)}
-    assert files == set(methods())
+    assert files == set(methods()) | set(roundings())
     assert all(isinstance(method, Method) for method in methods().values())
+    assert all(isinstance(rounding, Rounding) for rounding in roundings().values())
 
 
 def test_falling_keeps_the_best_so_far():

@@ -92,10 +92,10 @@ def _kind(option: Options) -> str:
 def _saving(option: Options, method: str, modest: float) -> dict[str, Any]:
     """The most bytes one method saves at a modest predicted loss; nothing saved where none is that close."""
     allowed = modest * option.worth
-    fits = [i for i, (name, _) in enumerate(option.labels) if name == method and option.losses[i] <= allowed]
+    fits = [i for i, label in enumerate(option.labels) if label.method == method and option.losses[i] <= allowed]
     best = min(fits, key=lambda i: int(option.sizes[i]), default=0)
     return {
-        "rank": option.labels[best][1],
+        "rank": option.labels[best].rank,
         "nbytes": int(option.sizes[best]),
         "saved": 1 - int(option.sizes[best]) / int(option.sizes[0]),
         "predicted_loss": float(option.losses[best]),

@@ -65,7 +65,8 @@ static void histories_open(Mixer *mixer) {
                         (4194303u * (5 * ones + 1) / (5 * (zeros + ones) + 2)) << 10 | 2;
 }
 
-static int code_text(Text *self, const int32_t *tables, uint8_t *bytes, size_t count, size_t stride) {
+/* The first `known` of the bytes are on both sides already; they only teach the model. */
+static int code_text(Text *self, const int32_t *tables, uint8_t *bytes, size_t known, size_t count, size_t stride) {
     Mixer *mixer = &self->mixer;
     mixer->models = BYTE_MODELS;
     mixer->limit = 255;
@@ -77,6 +78,7 @@ static int code_text(Text *self, const int32_t *tables, uint8_t *bytes, size_t c
     if (!self->histories) return -1;
     histories_open(mixer);
     for (size_t at = 0; at < count; at++) {
+        mixer->range.quiet = at < known;
         text_contexts(self, bytes, at, stride);
         uint32_t node = 1;
         int given = bytes[at], length = (int)self->matched;

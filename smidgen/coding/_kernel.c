@@ -15,6 +15,10 @@
 #include "_mixture.h"
 #include "_weights.h"
 
+/* Raised with every change that kernel.py must know of: a kernel built from older source is left unused. */
+#define INTERFACE 2
+#define LONGEST_PRIMER (1 << 20)
+
 static int tables_fit(const Py_buffer *tables) {
     if (tables->len == TABLE_SIZE * (Py_ssize_t)sizeof(int32_t)) return 1;
     PyErr_SetString(PyExc_ValueError, "kernel: tables of another version");
@@ -93,36 +97,39 @@ done:
 }
 
 static PyObject *run_text(PyObject *args, int decoding) {
-    Py_buffer tables, data;
+    Py_buffer tables, data, primer;
     Py_ssize_t count, stride;
-    PyObject *result = NULL, *decoded = NULL;
-    if (!PyArg_ParseTuple(args, "y*y*nn", &tables, &data, &count, &stride)) return NULL;
+    PyObject *result = NULL, *work = NULL, *decoded = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*nny*", &tables, &data, &count, &stride, &primer)) return NULL;
     Text *self = NULL;
     if (!tables_fit(&tables)) goto done;
-    if (count < 0 || count > INT32_MAX || stride < 1 || (!decoding && count != data.len)) {
+    if (count < 0 || primer.len > LONGEST_PRIMER || count > INT32_MAX - LONGEST_PRIMER || stride < 1 ||
+        (!decoding && count != data.len)) {
         PyErr_SetString(PyExc_ValueError, "kernel: impossible size");
         goto done;
     }
     /* The encoder too works on a copy: the model writes each byte back. */
-    decoded = PyBytes_FromStringAndSize(NULL, count);
+    work = PyBytes_FromStringAndSize(NULL, primer.len + count);
     self = calloc(1, sizeof *self);
-    if (!decoded || !self) {
-        Py_XDECREF(decoded);
+    if (!work || !self) {
         PyErr_NoMemory();
         goto done;
     }
-    uint8_t *bytes = (uint8_t *)PyBytes_AsString(decoded);
-    if (decoding) memset(bytes, 0, (size_t)count);
-    else memcpy(bytes, data.buf, (size_t)count);
+    uint8_t *bytes = (uint8_t *)PyBytes_AsString(work);
+    memcpy(bytes, primer.buf, (size_t)primer.len);
+    if (decoding) memset(bytes + primer.len, 0, (size_t)count);
+    else memcpy(bytes + primer.len, data.buf, (size_t)count);
     range_open(&self->mixer.range, decoding ? data.buf : NULL, decoding ? (size_t)data.len : 0, decoding);
     int fine;
-    Py_BEGIN_ALLOW_THREADS fine = code_text(self, tables.buf, bytes, (size_t)count, (size_t)stride);
-    Py_END_ALLOW_THREADS if (!decoding && fine >= 0) {
-        Py_DECREF(decoded);
-        decoded = NULL;
+    size_t known = (size_t)primer.len;
+    Py_BEGIN_ALLOW_THREADS fine = code_text(self, tables.buf, bytes, known, known + (size_t)count, (size_t)stride);
+    Py_END_ALLOW_THREADS if (decoding && fine > 0) {
+        decoded = PyBytes_FromStringAndSize((const char *)bytes + known, count);
+        if (!decoded) goto done;
     }
     result = answer(&self->mixer.range, fine, decoded);
 done:
+    Py_XDECREF(work);
     if (self) {
         mixer_close(&self->mixer);
         free(self->histories);
@@ -130,6 +137,7 @@ done:
     }
     PyBuffer_Release(&tables);
     PyBuffer_Release(&data);
+    PyBuffer_Release(&primer);
     return result;
 }
 
@@ -153,9 +161,16 @@ static PyObject *decode_bytes(PyObject *module, PyObject *args) {
 static PyMethodDef methods[] = {
     {"encode_weights", encode_weights, METH_VARARGS, "(tables, values, shapes, rate) -> bytes"},
     {"decode_weights", decode_weights, METH_VARARGS, "(tables, data, shapes, rate) -> bytes of int32"},
-    {"encode_bytes", encode_bytes, METH_VARARGS, "(tables, data, count, stride) -> bytes"},
-    {"decode_bytes", decode_bytes, METH_VARARGS, "(tables, data, count, stride) -> bytes"},
+    {"encode_bytes", encode_bytes, METH_VARARGS, "(tables, data, count, stride, primer) -> bytes"},
+    {"decode_bytes", decode_bytes, METH_VARARGS, "(tables, data, count, stride, primer) -> bytes"},
     {NULL, NULL, 0, NULL}};
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "_kernel", "Compiled twin of the adaptive coder.", -1, methods, NULL, NULL, NULL, NULL};
-PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&definition); }
+PyMODINIT_FUNC PyInit__kernel(void) {
+    PyObject *module = PyModule_Create(&definition);
+    if (module && PyModule_AddIntConstant(module, "INTERFACE", INTERFACE) < 0) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

@@ -46,7 +46,7 @@ typedef struct {
     size_t size, at;
     uint8_t *out;
     size_t room, length;
-    int decoding, failed;
+    int decoding, failed, quiet;
 } Range;
 
 typedef struct {
@@ -92,6 +92,7 @@ static void range_open(Range *range, const uint8_t *in, size_t size, int decodin
 }
 
 static int range_bit(Range *range, uint32_t probability, int bit) {
+    if (range->quiet) return bit; /* both sides know it: the models learn, the stream does not grow */
     uint64_t width = range->high - range->low;
     uint64_t middle = range->low + (width >> 16) * probability + (((width & 0xffff) * probability) >> 16);
     if (range->decoding) bit = range->code <= middle;

@@ -44,7 +44,7 @@ class Range:
     """
 
     def __init__(self, data: bytes | None = None) -> None:
-        self.decoding = data is not None
+        self.decoding, self.quiet = data is not None, False
         self._data = data or b""
         self._low, self._high, self._at = 0, _FULL, 8
         self._code = int.from_bytes(self._data[:8].ljust(8, bytes([PAD])), "big")
@@ -52,6 +52,8 @@ class Range:
 
     def bit(self, chance: int, bit: int = 0) -> int:
         """Code one bit whose probability of being 1 is chance/65536; returns it."""
+        if self.quiet:  # both sides know the bit: the models learn, the stream does not grow
+            return bit
         low, high = self._low, self._high
         width = high - low
         middle = low + (width >> 16) * chance + ((width & 0xFFFF) * chance >> 16)

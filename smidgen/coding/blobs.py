@@ -22,12 +22,13 @@ MODEL_UP_TO = 1 << 22
 _FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 22}]
 
 
-def pack_bytes(data: bytes, stride: int = 1) -> bytes:
+def pack_bytes(data: bytes, stride: int = 1, primer: bytes = b"") -> bytes:
     """The smallest stream of these bytes.
 
     Args:
         data: any.
         stride: bytes of one item, where the data are items of a fixed size; 1 to 255.
+        primer: bytes much like these that the model learns from first; whoever unpacks gives the same.
 
     Raises:
         ValueError: the stride is out of range.
@@ -43,17 +44,18 @@ def pack_bytes(data: bytes, stride: int = 1) -> bytes:
     coded.append(bytes([DEFLATE]) + deflate.compress(data) + deflate.flush())
     coded.append(bytes([BZIP2]) + bz2.compress(data))
     if len(data) <= MODEL_UP_TO:
-        coded.append(bytes([MODEL, stride]) + kernel.encode_text(data, stride))
+        coded.append(bytes([MODEL, stride]) + kernel.encode_text(data, stride, primer))
     return min(coded, key=len)
 
 
-def unpack_bytes(data: bytes, count: int, limit: int = MOST_BYTES) -> bytes:
+def unpack_bytes(data: bytes, count: int, limit: int = MOST_BYTES, primer: bytes = b"") -> bytes:
     """Inverse of `pack_bytes`.
 
     Args:
         data: the stream.
         count: of bytes that come out.
         limit: of those allowed; nothing is allocated for more.
+        primer: as given to `pack_bytes`.
 
     Raises:
         LoadError: the stream is damaged, or `count` is beyond the limit.
@@ -65,7 +67,7 @@ def unpack_bytes(data: bytes, count: int, limit: int = MOST_BYTES) -> bytes:
     if data[0] == MODEL:
         if len(data) < 2 or data[1] == 0 or count > MODEL_UP_TO:
             raise LoadError("bytes: impossible options of the adaptive coder; fetch the file again")
-        return kernel.decode_text(data[2:], count, data[1])
+        return kernel.decode_text(data[2:], count, data[1], primer)
     decoded = data[1:] if data[0] == RAW else _inflate(data[0], data[1:], count)
     if len(decoded) != count:
         raise LoadError(f"bytes: {len(decoded)} came out of a stream of {count}; fetch the file again")

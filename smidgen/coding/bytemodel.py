@@ -21,8 +21,10 @@ _BACK = tuple(tuple(back for back in range(1, 8) if mask >> back & 1) for mask i
 _WORD = 0xFFFFFFFF
 
 
-def code_bytes(coder: Range, data: bytes, count: int, stride: int) -> bytes:
+def code_bytes(coder: Range, data: bytes, count: int, stride: int, primer: bytes = b"") -> bytes:
     """Code `count` bytes of items of `stride` bytes; returns them (those given, when encoding).
+
+    The bytes of `primer` are on both sides already: they come first, and only teach the model.
 
     Raises:
         Damaged: the stream ended early.
@@ -42,11 +44,12 @@ def code_bytes(coder: Range, data: bytes, count: int, stride: int) -> bytes:
     _open_histories(mixer)
     match, histories = _Match(), [bytearray(1 << SLOT_BITS) for _ in range(MODELS - 1)]
     done = bytearray()
-    for at in range(count):
+    given = primer + (bytes(count) if coder.decoding else data)
+    for at, byte in enumerate(given):
+        coder.quiet = at < len(primer)
         match.follow(done)
-        hashes = _hashes(done, at, stride)
-        done.append(_code_byte(mixer, histories, hashes, match, done, data[at] if not coder.decoding else 0))
-    return bytes(done)
+        done.append(_code_byte(mixer, histories, _hashes(done, at, stride), match, done, byte))
+    return bytes(done[len(primer) :])
 
 
 def _open_histories(mixer: Mixer) -> None:

@@ -24,7 +24,9 @@ try:
 except ImportError:
     _built = None
 
-_compiled: ModuleType | None = _built
+# Of `_kernel.c`: one built from other source, as after an update without an installation, is left unused.
+INTERFACE = 2
+_compiled: ModuleType | None = _built if getattr(_built, "INTERFACE", 0) == INTERFACE else None
 
 
 def is_compiled() -> bool:
@@ -81,16 +83,22 @@ def decode_weights(data: bytes, shapes: Sequence[Shape], *, rate: int) -> Int32[
         raise LoadError("weights: a damaged stream; fetch the file again") from error
 
 
-def encode_text(data: bytes, stride: int) -> bytes:
-    """Code bytes of items of `stride` bytes with the adaptive model of bytes."""
+def encode_text(data: bytes, stride: int, primer: bytes = b"") -> bytes:
+    """Code bytes of items of `stride` bytes with the adaptive model of bytes.
+
+    Args:
+        data: any.
+        stride: bytes of an item.
+        primer: bytes much like these, at most 2²⁰, that the model learns from first; the decoder needs the same.
+    """
     if _compiled is not None:
-        return _compiled.encode_bytes(tables(), data, len(data), stride)
+        return _compiled.encode_bytes(tables(), data, len(data), stride, primer)
     coder = Range()
-    code_bytes(coder, data, len(data), stride)
+    code_bytes(coder, data, len(data), stride, primer)
     return coder.close()
 
 
-def decode_text(data: bytes, count: int, stride: int) -> bytes:
+def decode_text(data: bytes, count: int, stride: int, primer: bytes = b"") -> bytes:
     """Inverse of `encode_text`, for `count` bytes.
 
     Raises:
@@ -98,9 +106,9 @@ def decode_text(data: bytes, count: int, stride: int) -> bytes:
     """
     try:
         if _compiled is not None:
-            return _compiled.decode_bytes(tables(), data, count, stride)
+            return _compiled.decode_bytes(tables(), data, count, stride, primer)
         coder = Range(data)
-        decoded = code_bytes(coder, b"", count, stride)
+        decoded = code_bytes(coder, b"", count, stride, primer)
         _end(coder)
         return decoded
     except ValueError as error:

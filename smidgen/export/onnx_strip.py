@@ -5,20 +5,22 @@ from __future__ import annotations
 import itertools
 import string
 from collections.abc import Iterator
+from typing import Literal
 
 import onnx
 
 _LETTERS = string.ascii_lowercase + string.ascii_uppercase
 
 
-def strip(proto: onnx.ModelProto) -> onnx.ModelProto:
+def strip(proto: onnx.ModelProto, names: Literal["keep", "short"] = "keep") -> onnx.ModelProto:
     """A copy without names, notes and value types that no runtime needs.
 
-    Inputs, outputs and weights keep their names; values in between get the shortest there are. On small networks
-    the notes of the torch exporter weigh more than the weights.
+    Inputs and outputs keep their names; values in between get the shortest there are. On small networks the notes of
+    the torch exporter weigh more than the weights.
 
     Args:
         proto: the graph.
+        names: of weights: "keep" leaves them, "short" shortens them too.
 
     Returns:
         The same computation in fewer bytes.
@@ -39,7 +41,7 @@ def strip(proto: onnx.ModelProto) -> onnx.ModelProto:
         tensor.ClearField("metadata_props")
     drop_unused(graph)
     if not _has_subgraphs(graph):
-        _shorten(graph)
+        _shorten(graph, weights=names == "short")
     for node in graph.node:
         if node.domain in ("", "ai.onnx"):
             node.ClearField("name")
@@ -79,8 +81,11 @@ def _short_names() -> Iterator[str]:
             yield "".join(letters)
 
 
-def _shorten(graph: onnx.GraphProto) -> None:
-    fixed = {v.name for v in [*graph.input, *graph.output]} | {t.name for t in graph.initializer}
+def _shorten(graph: onnx.GraphProto, *, weights: bool) -> None:
+    fixed = {v.name for v in [*graph.input, *graph.output]}
+    if not weights or graph.sparse_initializer:
+        fixed.update(tensor.name for tensor in graph.initializer)
+        fixed.update(tensor.values.name for tensor in graph.sparse_initializer)
     fresh = (name for name in _short_names() if name not in fixed)
     renamed: dict[str, str] = {}
     for node in graph.node:
@@ -90,3 +95,5 @@ def _shorten(graph: onnx.GraphProto) -> None:
                     if name not in renamed:
                         renamed[name] = next(fresh)
                     names[i] = renamed[name]
+    for tensor in graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)

@@ -10,11 +10,13 @@ function each: `dense`, `stages`, `nbytes`, `macs`, `params`; never by the metho
 
 from smidgen.forms.cost import macs, nbytes, params
 from smidgen.forms.geometry import Geometry
-from smidgen.forms.rebuild import dense, describe, leaves, rank, replace_last
+from smidgen.forms.rebuild import dense, describe, leaves, rank, replace_last, shape
+from smidgen.forms.scales import nearest_exponents, scales
 from smidgen.forms.stages import Stage, stages
-from smidgen.forms.types import CP, Dense, Form, LowRank, hollow
+from smidgen.forms.types import CP, Dense, Form, LowRank, Quantized, hollow
 
 __all__ = [
-    "CP", "Dense", "Form", "Geometry", "LowRank", "Stage",
-    "dense", "describe", "hollow", "leaves", "macs", "nbytes", "params", "rank", "replace_last", "stages",
+    "CP", "Dense", "Form", "Geometry", "LowRank", "Quantized", "Stage",
+    "dense", "describe", "hollow", "leaves", "macs", "nbytes", "nearest_exponents", "params", "rank", "replace_last",
+    "scales", "shape", "stages",
 ]  # fmt: skip

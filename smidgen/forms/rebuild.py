@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from smidgen.forms.types import CP, Dense, Form, LowRank
+from smidgen.forms.scales import scales
+from smidgen.forms.types import CP, Dense, Form, LowRank, Quantized
 
 
 def dense(form: Form) -> np.ndarray:
@@ -27,10 +28,34 @@ def dense(form: Form) -> np.ndarray:
     match form:
         case Dense(values):
             return values
+        case Quantized():
+            return _from_integers(form)
         case LowRank(v, u, core, groups):
             return _low_rank(dense(v), dense(u), None if core is None else dense(core), groups)
         case CP(inp, kernel, out):
             return _cp(dense(inp), [dense(k) for k in kernel], dense(out))
+
+
+def _from_integers(form: Quantized) -> np.ndarray:
+    """The same bits on every machine: two float32 products, in this order."""
+    z = form.integers.astype(np.float32).reshape(len(form.row), len(form.column), -1)
+    column, row = scales(form.column, form.per_octave), scales(form.row, form.per_octave)
+    return ((z * column[None, :, None]) * row[:, None, None]).reshape(form.integers.shape)
+
+
+def shape(form: Form) -> tuple[int, ...]:
+    """Shape of a leaf's weight, without computing it.
+
+    >>> shape(Dense(np.zeros((4, 3), np.float32)))
+    (4, 3)
+    """
+    match form:
+        case Dense(values):
+            return values.shape
+        case Quantized(integers):
+            return integers.shape
+        case LowRank() | CP():
+            return dense(form).shape
 
 
 def _low_rank(v: np.ndarray, u: np.ndarray, core: np.ndarray | None, groups: int) -> np.ndarray:
@@ -50,10 +75,10 @@ def _cp(inp: np.ndarray, kernel: list[np.ndarray], out: np.ndarray) -> np.ndarra
     return (out @ basis.reshape(basis.shape[0], -1)).reshape(out.shape[0], *basis.shape[1:])
 
 
-def leaves(form: Form) -> Iterator[Dense]:
+def leaves(form: Form) -> Iterator[Dense | Quantized]:
     """The leaves of a form, in the order their layers run."""
     match form:
-        case Dense():
+        case Dense() | Quantized():
             yield form
         case LowRank(v, u, core, _):
             yield from leaves(v)
@@ -75,7 +100,7 @@ def replace_last(form: Form, values: np.ndarray) -> Form:
         values: ``[out, rank]`` for a factored form, the whole weight for a dense one.
     """
     match form:
-        case Dense():
+        case Dense() | Quantized():
             return Dense(values)
         case LowRank():
             return replace(form, u=Dense(values))
@@ -86,19 +111,21 @@ def replace_last(form: Form, values: np.ndarray) -> Form:
 def rank(form: Form) -> int | None:
     """Inner dimension of a factored form (of one group), None for a dense one."""
     match form:
-        case Dense():
+        case Dense() | Quantized():
             return None
         case LowRank(v, _, _, groups):
-            return dense(v).shape[0] // groups
+            return shape(v)[0] // groups
         case CP(inp, _, _):
-            return dense(inp).shape[0]
+            return shape(inp)[0]
 
 
 def describe(form: Form) -> str:
-    """Short name of a form for tables: ``dense``, ``low-rank``, ``low-rank (3 factors)``, ``cp``."""
+    """Short name of a form for tables: ``dense``, ``quantized``, ``low-rank``, ``low-rank (3 factors)``, ``cp``."""
     match form:
         case Dense():
             return "dense"
+        case Quantized():
+            return "quantized"
         case LowRank(_, _, core, _):
             return "low-rank" if core is None else "low-rank (3 factors)"
         case CP():

@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from smidgen.forms.geometry import Geometry
-from smidgen.forms.rebuild import dense
+from smidgen.forms.rebuild import dense, shape
 from smidgen.forms.types import CP, Form, LowRank
 
 
@@ -76,7 +76,7 @@ def stages(form: Form, geometry: Geometry) -> tuple[Stage, ...]:
 
 
 def _low_rank(form: LowRank, g: Geometry) -> tuple[Stage, ...]:
-    inner = dense(form.v).shape[0]  # rank of all groups together
+    inner = shape(form.v)[0]  # rank of all groups together
     after = _pointwise(g.with_(in_channels=inner), g.out_size)
     chain = [Stage(form.v, g.with_(out_channels=inner))]
     if form.core is not None:
@@ -86,7 +86,7 @@ def _low_rank(form: LowRank, g: Geometry) -> tuple[Stage, ...]:
 
 
 def _cp(form: CP, g: Geometry) -> tuple[Stage, ...]:
-    inner = dense(form.inp).shape[0]
+    inner = shape(form.inp)[0]
     chain = [Stage(form.inp, _pointwise(g.with_(out_channels=inner), g.in_size))]
     size = list(g.in_size)
     for axis, bank in enumerate(form.kernel):

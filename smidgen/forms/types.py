@@ -28,6 +28,25 @@ class Dense:
 
 
 @dataclass(frozen=True, eq=False)
+class Quantized:
+    """Integers times a scale a row and a scale a column, all scales on the grid 2^(k / per_octave).
+
+    ``W[i, j] = (z[i, j] · s[⌊j c / n⌋]) · r[i]``,   j over the n im2col columns, c of which have a scale of their own
+
+    Args:
+        integers: z, int32, shaped as the layer stores its weight, ``[out, inp, *kernel]``.
+        row: exponents k of r, int32 ``[out]``.
+        column: exponents of s, int32 ``[c]``; c divides n, so a scale may cover one column or several neighbours.
+        per_octave: scales an octave: 1, 2, 4, 8 or 16.
+    """
+
+    integers: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    per_octave: int = 4
+
+
+@dataclass(frozen=True, eq=False)
 class LowRank:
     """A product of two factors, or of three: ``W = U · V`` or ``W = U · C · V`` in each group.
 
@@ -61,7 +80,7 @@ class CP:
     out: Form
 
 
-Form = Union[Dense, LowRank, CP]  # noqa: UP007 - the runtime type checker resolves the recursive name from here
+Form = Union[Dense, Quantized, LowRank, CP]  # noqa: UP007 - the runtime type checker resolves the recursive name from here
 
 
 def hollow(*shape: int) -> np.ndarray:

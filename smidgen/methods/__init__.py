@@ -6,7 +6,8 @@ A method module defines ``METHOD``, an object with
     settings   a frozen dataclass of plain values (survives JSON)
     family()   all the forms it offers for one site, from small to large, each with its predicted loss
 
-and is found by being there: see `methods()`. The laws every method obeys are in ``tests/test_methods_contract.py``.
+and is found by being there: see `methods()`. A rounding module defines ``ROUNDING`` in the same way, an object that turns
+the leaves of any form into integers: see `roundings()`. The laws that all obey are in ``tests/test_methods_contract.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, Protocol, get_args, runtime_checkable
 import numpy as np
 
 from smidgen.errors import PlanError
-from smidgen.forms import Form
+from smidgen.forms import Form, Quantized
 from smidgen.forms.geometry import Kind
 from smidgen.site import Curvature, Site
 
@@ -70,6 +71,22 @@ class Method(Protocol):
         ...
 
 
+@runtime_checkable
+class Rounding(Protocol):
+    """What a rounding module's ``ROUNDING`` provides: integers for the leaves of any form."""
+
+    name: str
+    settings: Any
+
+    def rounded(self, weight: Any, factors: Any, rows: Any, step: float, window: int = 1) -> Quantized:
+        """A weight ``[groups, out, n]`` as integers; see `smidgen.methods.gptq.Gptq.rounded`."""
+        ...
+
+    def with_settings(self, **settings: Any) -> Rounding:
+        """The same rounding with other settings."""
+        ...
+
+
 @cache
 def methods() -> dict[str, Method]:
     """Every method there is, by name.
@@ -77,12 +94,23 @@ def methods() -> dict[str, Method]:
     >>> sorted(methods())
     ['cp', 'svd']
     """
-    found = {}
-    for module in pkgutil.iter_modules(__path__):
-        method = getattr(importlib.import_module(f"{__name__}.{module.name}"), "METHOD", None)
-        if method is not None:
-            found[method.name] = method
-    return found
+    return _found("METHOD")
+
+
+@cache
+def roundings() -> dict[str, Rounding]:
+    """Every way of rounding there is, by name.
+
+    >>> "gptq" in roundings()
+    True
+    """
+    return _found("ROUNDING")
+
+
+def _found(attribute: str) -> dict[str, Any]:
+    there = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
+    members = [getattr(module, attribute) for module in there if hasattr(module, attribute)]
+    return {member.name: member for member in members}
 
 
 def falling(losses: Any) -> np.ndarray:

@@ -19,10 +19,11 @@ from smidgen.errors import VerificationError
 from smidgen.export.onnx import write
 from smidgen.forms import Dense, macs
 from smidgen.measure.scores import Judge
-from smidgen.methods import Method, choose_methods
+from smidgen.methods import Method, choose_methods, roundings
 from smidgen.pipeline.task import Progress, Task, Threads, data_hash, one_input
-from smidgen.planning.candidates import Options, gather
+from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.plan import Choice, Plan
+from smidgen.planning.precision import with_precision
 from smidgen.planning.probe import SHARES, probe
 from smidgen.planning.realise import Realised, realise, references
 from smidgen.planning.search import Outcome, Trial
@@ -44,6 +45,7 @@ def candidates(
     methods: str | Sequence[str] | Mapping[str, Sequence[str]],
     progress: Progress = lambda stage, done, total: None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    target: str = "onnx",
 ) -> tuple[list[Options], dict[str, Method]]:
     """Curvature, and every form every site could take.
 
@@ -52,6 +54,7 @@ def candidates(
         methods: see `compress`.
         progress: called with (stage, done, total).
         settings: of methods, by name.
+        target: the file whose bytes count.
 
     Returns:
         The options in running order, and the methods they came from.
@@ -65,6 +68,11 @@ def candidates(
             curvatures = collect(task.prepared.module, sites, batches, device=task.device, seed=task.seed)
         tick = _ticks(progress, "candidates", len(sites))
         options = gather(sites, curvatures, chosen, allowed=allowed, device=task.device, seed=task.seed, tick=tick)
+        if target == "archive":
+            options = [
+                with_precision(o, curvatures.get(o.site.name, weights_only(o.site)), roundings()["gptq"])
+                for o in options
+            ]
         if task.roles is not None:
             inputs, tick = _kept_batches(task.roles, _probe_inputs(options)), _ticks(progress, "probe", len(sites))
             options = probe(task.prepared.module, options, inputs, device=task.device, tick=tick)

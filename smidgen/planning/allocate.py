@@ -10,7 +10,7 @@ from math import inf
 import numpy as np
 
 from smidgen.methods import Method
-from smidgen.planning.candidates import Options
+from smidgen.planning.candidates import Label, Options
 from smidgen.planning.plan import Choice, Plan, fingerprint
 
 # The dial permits losing the share t^6 of what the network is worth: 0.1 stands for 0.000001 of it, 0.5 for 0.016. The
@@ -109,7 +109,7 @@ def spend(options: Sequence[Options], plan: Plan, spare: int) -> Plan:
     Returns:
         A plan with at most ``spare`` more bytes and no more loss.
     """
-    current = [o.labels.index((c.method, c.rank)) for o, c in zip(options, plan.choices, strict=True)]
+    current = [o.labels.index(Label(c.method, c.rank, c.step)) for o, c in zip(options, plan.choices, strict=True)]
     while True:
         steps = [
             (gain, extra, site, i)
@@ -132,9 +132,9 @@ def _upgrades(option: Options, now: int, spare: int) -> list[tuple[float, int, i
 
 
 def _choice(option: Options, i: int) -> Choice:
-    method, rank = option.labels[i]
-    reason = _reason(option) if method is None else None
-    return Choice(option.site.name, method, rank, float(option.losses[i]), int(option.sizes[i]), reason)
+    method, rank, step = option.labels[i]
+    reason = _reason(option) if method is None and step is None else None
+    return Choice(option.site.name, method, rank, float(option.losses[i]), int(option.sizes[i]), reason, step)
 
 
 def _reason(option: Options) -> str:

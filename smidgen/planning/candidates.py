@@ -4,13 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from smidgen.errors import PlanError, Refusal
 from smidgen.forms import Dense, Form, nbytes
-from smidgen.methods import Family, Method
+from smidgen.methods import Family, Method, Rounding
 from smidgen.site import Curvature, Site
+
+
+class Label(NamedTuple):
+    """What tells one option of a site from another.
+
+    Args:
+        method, rank: its structure; None for the dense layer.
+        step: c of its rounding, None for floats.
+    """
+
+    method: str | None
+    rank: int | None
+    step: float | None = None
+
+
+@runtime_checkable
+class Rounder(Protocol):
+    """Turns a site's float forms into integers; see `smidgen.planning.precision.Precision`."""
+
+    method: Rounding
+
+    def form(self, form: Form, step: float) -> Form:
+        """The form with integers in its leaves."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,21 +46,31 @@ class Options:
         site: the layer.
         families: one a method that offers something.
         losses, sizes: predicted loss and bytes of each option; entry 0 is the layer as it is.
-        labels: (method, rank) of each option.
+        labels: what each option is.
         refusals: reason by method name.
         worth: predicted loss of losing the layer altogether; what the trade-off dial is measured in.
+        precision: how its forms become integers, for targets that hold integers.
     """
 
     site: Site
     families: Mapping[str, Family]
     losses: np.ndarray
     sizes: np.ndarray
-    labels: tuple[tuple[str | None, int | None], ...]
+    labels: tuple[Label, ...]
     refusals: Mapping[str, str] = field(default_factory=dict)
     worth: float = 0.0
+    precision: Rounder | None = None
 
-    def form(self, method: str | None, rank: int | None) -> Form:
+    def form(self, method: str | None, rank: int | None, step: float | None = None) -> Form:
         """The form of one option."""
+        form = self._structure(method, rank)
+        if step is None:
+            return form
+        if self.precision is None:
+            raise PlanError(f"plan: '{self.site.name}' cannot be rounded: {'; '.join(self.refusals.values())}")
+        return self.precision.form(form, step)
+
+    def _structure(self, method: str | None, rank: int | None) -> Form:
         if method is None or rank is None:
             return Dense(self.site.weight)
         if method not in self.families:
@@ -86,7 +121,7 @@ def _options(
     site: Site, curvature: Curvature, methods: Mapping[str, Method], target: str, device: str, seed: int
 ) -> Options:
     whole = nbytes(Dense(site.weight), site.geometry, target)
-    entries: list[tuple[float, int, str | None, int | None]] = [(0.0, whole, None, None)]
+    entries: list[tuple[float, int, Label]] = [(0.0, whole, Label(None, None))]
     families, refusals = {}, {}
     for name, method in methods.items():
         try:
@@ -100,15 +135,15 @@ def _options(
         for rank, loss in zip(family.ranks, family.losses, strict=True):
             size = nbytes(family.outline(rank), site.geometry, target)
             if size < whole:
-                entries.append((loss, size, name, rank))
-        if all(method != name for _, _, method, _ in entries):
+                entries.append((loss, size, Label(name, rank)))
+        if all(label.method != name for _, _, label in entries):
             refusals[name] = f"{name}: every rank would grow this layer ({whole} bytes)"
     return Options(
         site,
         families,
         losses=np.array([e[0] for e in entries]),
         sizes=np.array([e[1] for e in entries]),
-        labels=tuple((e[2], e[3]) for e in entries),
+        labels=tuple(e[2] for e in entries),
         refusals=refusals,
         worth=curvature.loss_as_stored(site.weight, site.geometry) if families else 0.0,
     )

@@ -24,7 +24,8 @@ class Choice:
         rank: inner dimension for a factored form.
         loss: predicted rise of the loss.
         nbytes: predicted bytes in the target's file.
-        reason: why the site stays dense, when it does.
+        reason: why the site stays as it is, when it does.
+        step: c of its rounding to integers, None for floats.
     """
 
     site: str
@@ -33,6 +34,7 @@ class Choice:
     loss: float
     nbytes: int
     reason: str | None = None
+    step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ class Plan:
         return sum(choice.nbytes for choice in self.choices)
 
     @property
-    def key(self) -> tuple[tuple[str | None, int | None], ...]:
+    def key(self) -> tuple[tuple[str | None, int | None, float | None], ...]:
         """What tells two plans apart."""
-        return tuple((c.method, c.rank) for c in self.choices)
+        return tuple((c.method, c.rank, c.step) for c in self.choices)
 
     def to_json(self) -> str:
         """The plan as JSON text; see `plan_from_json`."""
@@ -135,6 +137,8 @@ def _choice(entry: dict[str, Any]) -> Choice:
     whole = isinstance(choice.rank, int) and not isinstance(choice.rank, bool) and choice.rank > 0
     if not isinstance(choice.site, str) or (choice.method is None) != (choice.rank is None):
         raise TypeError(f"a choice needs a site, and a method together with a rank, not {entry}")
+    if choice.step is not None and not (_number(choice.step) and choice.step > 0):
+        raise TypeError(f"step of '{choice.site}' must be a positive number, not {choice.step!r}")
     if choice.method is not None and (not isinstance(choice.method, str) or not whole):
         raise TypeError(f"rank of '{choice.site}' must be a positive whole number, not {choice.rank!r}")
     return choice

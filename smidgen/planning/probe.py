@@ -50,8 +50,7 @@ def probe(
             points = []
             for chosen in _probed(option):
                 changed = copy.deepcopy(model)
-                method, rank = option.labels[chosen]
-                place(changed, option.site, Stored(option.form(method, rank), option.site.bias))
+                place(changed, option.site, Stored(option.form(*option.labels[chosen]), option.site.bias))
                 true = true_loss(reference, [outputs_of(changed(x)) for x in inputs])
                 points.append((float(option.losses[chosen]), max(true, LEAST)))
             result.append(_rescaled(option, points) if points else option)

@@ -7,7 +7,9 @@ original's outputs y, with intercept:
 
 Sites are taken in running order, so what one layer loses the next can make good, dense layers too: a dense layer after
 a changed one is refitted where the sample determines it well, at no byte's cost. U₀, the calibrated start, is what the
-ridge ρ pulls towards. (Asymmetric reconstruction, Zhang et al. 2015, arXiv:1505.06798.)
+ridge ρ pulls towards. Where the plan asks for integers, the refitted weight is rounded under the same moments, so that
+rounding too aims at the original's outputs on the compressed network's own inputs. (Asymmetric reconstruction, Zhang et
+al. 2015, arXiv:1505.06798.)
 """
 
 from __future__ import annotations
@@ -23,16 +25,20 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.calibrate.columns import choose_positions, input_rows, output_rows
-from smidgen.forms import Geometry, dense, leaves, replace_last, stages
+from smidgen.forms import Geometry, stages
 from smidgen.model.replace import place
 from smidgen.planning.candidates import Options
-from smidgen.planning.plan import Plan
-from smidgen.site import Site, Stored
+from smidgen.planning.plan import Choice, Plan
+from smidgen.planning.precision import Precision
+from smidgen.planning.refit import Moments, refitted, rounded
+from smidgen.site import Site, Stored, untouched
 
-PASSES = 8  # most forward passes of the compressed network a refit takes; layers in between are refitted together
+PASSES, ROUNDING_PASSES = (
+    8,
+    24,
+)  # most forward passes of the compressed network a refit takes; layers in between are refitted together
 MOST_COLUMNS = 2304  # widest dense layer that is refitted
 ROWS_PER_COLUMN = 8  # a refit of a dense layer on fewer rows learns the sample
-RIDGE = 0.01  # share of the variance of z; keeps a refit on few samples near the calibrated start
 ROWS_NBYTES = 256 << 20  # memory for the original's outputs at all sites
 MOST_POSITIONS = 64  # output positions of one sample that enter a refit at most; neighbours tell nearly the same
 
@@ -122,29 +128,66 @@ def realise(
         tick: called with each changed site's name when it is done.
     """
     smaller = copy.deepcopy(model)
-    stored = {
-        o.site.name: Stored(o.form(c.method, c.rank), o.site.bias) for o, c in zip(options, plan.choices, strict=True)
-    }
-    touched = _touched(options, plan, known)
-    for block in _blocks(touched):
-        for site in block:
-            place(smaller, site, stored[site.name])
+    jobs = _jobs(options, plan, known)
+    stored = {o.site.name: untouched(o.site) for o in options}
+    for block in _blocks(jobs, ROUNDING_PASSES if any(job.step for job in jobs) else PASSES):
+        for job in block:
+            stored[job.site.name] = job.start()
+            place(smaller, job.site, stored[job.site.name])
         if known is not None:
             stored.update(_refit(smaller, block, stored, known, device))
-            for site in block:
-                place(smaller, site, stored[site.name])
-        for site in block:
-            tick(site.name)
-    return Realised(smaller, stored, frozenset(() if known is None else (site.name for site in touched)))
+            for job in block:
+                place(smaller, job.site, stored[job.site.name])
+        for job in block:
+            tick(job.site.name)
+    return Realised(smaller, stored, frozenset(job.site.name for job in jobs if job.refitted))
 
 
-def _touched(options: Sequence[Options], plan: Plan, known: References | None) -> list[Site]:
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A site to be changed or refitted.
+
+    Args:
+        option, choice: what it takes.
+        refitted: whether a refit follows.
+        determined: whether that refit rests on many more rows than the layer has columns.
+    """
+
+    option: Options
+    choice: Choice
+    refitted: bool
+    determined: bool
+
+    @property
+    def site(self) -> Site:
+        return self.option.site
+
+    @property
+    def step(self) -> float | None:
+        return self.choice.step
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the layer's own inputs that are wanted, not those of its last factor."""
+        return self.step is not None
+
+    def start(self) -> Stored:
+        """The form before its refit: floats where the refit rounds."""
+        method, rank, step = self.choice.method, self.choice.rank, self.choice.step
+        later = self.refitted and (self.determined or method is not None)
+        form = self.option.form(method, rank, None if later else step)
+        return Stored(form, self.site.bias)
+
+
+def _jobs(options: Sequence[Options], plan: Plan, known: References | None) -> list[_Job]:
     """Changed sites, and dense ones after them that can make good for free what was lost before them."""
-    result: list[Site] = []
+    result: list[_Job] = []
     for option, choice in zip(options, plan.choices, strict=True):
-        healing = bool(result) and known is not None and _well_determined(option.site, known)
-        if choice.method is not None or healing:
-            result.append(option.site)
+        determined = known is not None and _well_determined(option.site, known)
+        changed = choice.method is not None or choice.step is not None
+        if changed or (result and determined):
+            refitted = known is not None and option.site.name in known.rows
+            result.append(_Job(option, choice, refitted, determined))
     return result
 
 
@@ -157,45 +200,52 @@ def _well_determined(site: Site, known: References) -> bool:
     return g.columns <= MOST_COLUMNS and rows >= ROWS_PER_COLUMN * g.columns
 
 
-def _blocks(sites: list[Site]) -> list[list[Site]]:
-    """Sites in running order, in at most `PASSES` blocks."""
-    each = -(-len(sites) // PASSES)
-    return [sites[i : i + each] for i in range(0, len(sites), max(each, 1))]
+def _blocks(jobs: list[_Job], passes: int) -> list[list[_Job]]:
+    """Jobs in running order, in at most so many blocks."""
+    each = -(-len(jobs) // passes)
+    return [jobs[i : i + each] for i in range(0, len(jobs), max(each, 1))]
 
 
 def _refit(
-    smaller: nn.Module, block: list[Site], stored: Mapping[str, Stored], known: References, device: str
+    smaller: nn.Module, block: list[_Job], stored: Mapping[str, Stored], known: References, device: str
 ) -> dict[str, Stored]:
-    """Least squares for the last layer of every site of a block."""
-    last = {site.name: stages(stored[site.name].form, site.geometry)[-1].geometry for site in block}
-    sums: dict[str, _Moments] = {}
-    seen = dict.fromkeys(last, 0)
+    """Least squares for the last layer of every site of a block, or for all of it where it is rounded."""
+    seen_by = {job.site.name: _seen_by(job, stored[job.site.name]) for job in block}
+    sums = {job.site.name: Moments(products=job.determined or job.choice.method is not None) for job in block}
+    seen = dict.fromkeys(seen_by, 0)
 
-    def gather(site: Site) -> Callable[..., None]:
+    def gather(job: _Job) -> Callable[..., None]:
+        name = job.site.name
+
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            z = input_rows(args[0], last[site.name], known.positions[site.name])
-            y = known.rows[site.name][seen[site.name]]
-            seen[site.name] += 1
-            sums.setdefault(site.name, _Moments(y, z)).add(y, z)
-            if site is block[-1]:
+            z = input_rows(args[0], seen_by[name], known.positions[name])
+            y = known.rows[name][seen[name]]
+            seen[name] += 1
+            sums[name].add(y, z)
+            if job is block[-1]:
                 raise _Enough
 
         return hook
 
     handles = []
-    for site in block:
-        layer: Any = smaller.get_submodule(site.name)
-        layer = layer[-1] if isinstance(layer, nn.Sequential) else layer
-        handles.append(layer.register_forward_pre_hook(gather(site)))
+    for job in block:
+        layer: Any = smaller.get_submodule(job.site.name)
+        layer = layer if job.whole or not isinstance(layer, nn.Sequential) else layer[-1]
+        handles.append(layer.register_forward_pre_hook(gather(job)))
     _run(smaller, known.batches, handles, device)
-    return {site.name: _solved(stored[site.name], last[site.name], sums[site.name], device) for site in block}
+    return {job.site.name: _solved(job, stored[job.site.name], sums[job.site.name]) for job in block}
 
 
-def _solved(stored: Stored, last: Geometry, sums: _Moments, device: str) -> Stored:
-    start = torch.as_tensor(dense(list(leaves(stored.form))[-1]), dtype=torch.float64, device=device)
-    u, bias = sums.solve(start.reshape(last.groups, -1, last.columns), intercept=stored.bias is not None)
-    form = replace_last(stored.form, u.reshape(start.shape).float().cpu().numpy())
-    return Stored(form, None if bias is None else bias.flatten().float().cpu().numpy())
+def _seen_by(job: _Job, stored: Stored) -> Geometry:
+    """The layer whose inputs a job's moments are of."""
+    return job.site.geometry if job.whole else stages(stored.form, job.site.geometry)[-1].geometry
+
+
+def _solved(job: _Job, stored: Stored, sums: Moments) -> Stored:
+    if job.step is None:
+        return refitted(stored, stages(stored.form, job.site.geometry)[-1].geometry, sums)
+    assert isinstance(job.option.precision, Precision)
+    return rounded(stored, job.option.precision, job.step, sums, determined=job.determined)
 
 
 def _run(model: nn.Module, batches: Sequence[np.ndarray], handles: list[Any], device: str) -> None:
@@ -207,36 +257,6 @@ def _run(model: nn.Module, batches: Sequence[np.ndarray], handles: list[Any], de
     finally:
         for handle in handles:
             handle.remove()
-
-
-class _Moments:
-    """Running sums of y, z, y zᵀ and z zᵀ, one of each a group."""
-
-    def __init__(self, y: Tensor, z: Tensor) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(y.shape[0], *shape, dtype=torch.float64, device=y.device)
-
-        out, rank = y.shape[2], z.shape[2]
-        self.y, self.z, self.yz, self.zz, self.count = zeros(out), zeros(rank), zeros(out, rank), zeros(rank, rank), 0
-
-    def add(self, y: Tensor, z: Tensor) -> None:
-        y, z = y.double(), z.double()
-        self.y += y.sum(1)
-        self.z += z.sum(1)
-        self.yz += y.mT @ z
-        self.zz += z.mT @ z
-        self.count += y.shape[1]
-
-    def solve(self, start: Tensor, *, intercept: bool) -> tuple[Tensor, Tensor | None]:
-        y, z, yz, zz = (s / self.count for s in (self.y, self.z, self.yz, self.zz))
-        if intercept:
-            yz = yz - y[:, :, None] * z[:, None, :]
-            zz = zz - z[:, :, None] * z[:, None, :]
-        scale = torch.diagonal(zz, dim1=1, dim2=2)
-        # Each inner channel has its own size: the ridge is relative to it, with a floor for dead ones.
-        ridge = torch.diag_embed(RIDGE * scale + 1e-6 * scale.mean(1, keepdim=True) + 1e-30)
-        u = torch.linalg.solve(zz + ridge, yz + start @ ridge, left=False)
-        return u, (y - (u @ z[:, :, None])[:, :, 0]) if intercept else None
 
 
 def _rows(values: Tensor, geometry: Geometry, picked: Tensor | None) -> Tensor:

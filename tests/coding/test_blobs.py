@@ -50,6 +50,13 @@ def test_model_beats_dictionaries_on_source(compiled: None) -> None:
     assert len(pack_bytes(text)) < 0.93 * min(map(len, others))
 
 
+def test_a_primer_is_learnt_from(compiled: None) -> None:
+    primer, text = b"Conv kernel_shape strides pads Relu " * 3, b"Relu Conv pads kernel_shape strides"
+    stream = pack_bytes(text, primer=primer)
+    assert len(stream) < 0.6 * len(pack_bytes(text))
+    assert unpack_bytes(stream, len(text), primer=primer) == text
+
+
 def test_a_bomb_is_stopped() -> None:
     stream = pack_bytes(bytes(10**6))
     with pytest.raises(LoadError):

@@ -76,15 +76,19 @@ def test_any_tensors_come_back_from_both(
 
 
 @SLOW
-@given(data=st.one_of(st.binary(max_size=200), st.text(max_size=80).map(str.encode)), stride=st.integers(1, 9))
+@given(
+    data=st.one_of(st.binary(max_size=200), st.text(max_size=80).map(str.encode)),
+    stride=st.integers(1, 9),
+    primer=st.binary(max_size=40),
+)
 def test_any_bytes_come_back_from_both(
-    built: ModuleType, monkeypatch: pytest.MonkeyPatch, data: bytes, stride: int
+    built: ModuleType, monkeypatch: pytest.MonkeyPatch, data: bytes, stride: int, primer: bytes
 ) -> None:
     streams = []
     for twin in (built, None):
         monkeypatch.setattr(kernel, "_compiled", twin)
-        streams.append(kernel.encode_text(data, stride))
-        assert kernel.decode_text(streams[-1], len(data), stride) == data
+        streams.append(kernel.encode_text(data, stride, primer))
+        assert kernel.decode_text(streams[-1], len(data), stride, primer) == data
     assert streams[0] == streams[1]
 
 
@@ -136,9 +140,11 @@ def test_kernel_refuses_impossible_arguments(built: ModuleType) -> None:
     ):
         with pytest.raises(ValueError, match="kernel"):
             built.encode_weights(*arguments)
+    with pytest.raises(ValueError, match="kernel"):
+        built.encode_bytes(tables(), b"four", 4, 1, bytes(2**20 + 1))
     for count, stride in ((-1, 1), (4, 0), (3, 1), (2**40, 1)):
         with pytest.raises(ValueError, match="kernel"):
-            built.encode_bytes(tables(), b"four", count, stride)
+            built.encode_bytes(tables(), b"four", count, stride, b"")
 
 
 def test_kernel_runs_without_the_lock_and_twice(compiled: None) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from smidgen.forms import Geometry
 from smidgen.planning.allocate import allocate, price_of_tradeoff, spend, staircase
-from smidgen.planning.candidates import Options
+from smidgen.planning.candidates import Label, Options
 from smidgen.site import Site
 
 # An option table: (bytes, loss) of what a site could become, the first being the layer as it is, without loss.
@@ -25,7 +25,7 @@ def options(tables):
     result = []
     for k, table in enumerate(tables):
         site = Site(f"s{k}", Geometry("linear", 2, 2), np.ones((2, 2), "f4"))
-        labels = ((None, None), *(("svd", i + 1) for i in range(len(table))))
+        labels = (Label(None, None), *(Label("svd", i + 1) for i in range(len(table))))
         losses, sizes = np.array([0.0, *(e[1] for e in table)]), np.array([4001, *(e[0] for e in table)])
         result.append(Options(site, {}, losses, sizes, labels, worth=float(losses.max(initial=0.0))))
     return result
@@ -105,14 +105,14 @@ def test_the_staircase_is_where_plans_change(tables):
 
 def test_the_highest_price_within_the_share_is_taken():
     opts = options([[(3000, 0.01), (1000, 1.0)], [(2000, 0.1), (1, 5.0)]])
-    # Worth 6: at t = 0.55 the share is 0.166, so the steps of 0.01 and 0.1 are taken, those of 0.99 and 4.9 are not.
-    assert allocate(opts, price_of_tradeoff(0.55, opts), {}).key == (("svd", 1), ("svd", 1))
+    # Worth 6: at t = 0.6 the share is 0.28, so the steps of 0.01 and 0.1 are taken, those of 0.99 and 4.9 are not.
+    assert allocate(opts, price_of_tradeoff(0.6, opts), {}).key == (("svd", 1, None), ("svd", 1, None))
 
 
 def test_ties_go_to_the_smaller_then_to_the_better():
     opts = options([[(3000, 0.0), (3000, 0.0), (2000, 0.0)]])
-    assert allocate(opts, 0.0, {}).key == (("svd", 3),)
-    assert allocate(options([[(5, 2.0), (5, 1.0)]]), inf, {}).key == (("svd", 2),)
+    assert allocate(opts, 0.0, {}).key == (("svd", 3, None),)
+    assert allocate(options([[(5, 2.0), (5, 1.0)]]), inf, {}).key == (("svd", 2, None),)
 
 
 def test_two_equal_steps_are_one_step_of_the_dial():
@@ -145,7 +145,7 @@ def test_spending_what_is_left_over(tables, price, spare):
 
 def test_reasons_of_layers_left_as_they_are():
     geometry, weight = Geometry("linear", 2, 2), np.ones((2, 2), "f4")
-    alone = {"losses": np.zeros(1), "sizes": np.array([4]), "labels": ((None, None),)}
+    alone = {"losses": np.zeros(1), "sizes": np.array([4]), "labels": (Label(None, None),)}
     opts = [
         Options(Site("a", geometry, weight, refusal="runs 2 times"), {}, **alone),
         Options(Site("b", geometry, weight), {}, **alone, refusals={"svd": "svd: too small", "cp": "cp: no window"}),

@@ -33,7 +33,7 @@ def test_a_plan_survives_json(price):
 
 
 def test_sums():
-    assert (PLAN.loss, PLAN.nbytes, PLAN.key) == (0.25, 150, (("svd", 2), (None, None)))
+    assert (PLAN.loss, PLAN.nbytes, PLAN.key) == (0.25, 150, (("svd", 2, None), (None, None, None)))
 
 
 def edited(**changes):

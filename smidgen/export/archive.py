@@ -1,0 +1,308 @@
+"""The ``.smidgen`` archive: an ONNX file in as few bytes as its weights need, and back to the bit.
+
+    model bytes = graph, cut apart by the raw bytes of its tensors
+    graph       → a model of bytes that knows ONNX                 (archive_primer.py)
+    quantized   → integers by one adaptive coder, exponents        (smidgen.coding, archive_exponents.py)
+    floats      → byte planes, all tensors of a dtype together
+
+Unpacking puts the pieces together again, so what comes out is the very file that was measured. Numpy only: neither
+torch nor a protobuf library is needed. The format: archive_format.py and docs/archive.md.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from smidgen.coding import pack_bytes, pack_floats, pack_many, unpack_bytes, unpack_floats, unpack_many
+from smidgen.errors import LoadError, VerificationError
+from smidgen.export.archive_exponents import pack_exponents, unpack_exponents
+from smidgen.export.archive_format import (
+    KINDS,
+    MOST_RECORDS,
+    MOST_SIDES,
+    QUANTIZED,
+    Header,
+    Record,
+    join,
+    kind_of,
+    read_records,
+    split,
+    write_records,
+)
+from smidgen.export.archive_primer import primer
+from smidgen.export.archive_wire import Initializer, initializers
+from smidgen.forms import Quantized, dense
+
+# Bytes of an unpacked model unless told otherwise.
+LIMIT = 1 << 30
+# Raw bytes from which a float tensor pays for its record.
+SMALLEST = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """The integers and scales that an initializer was made from.
+
+    Args:
+        form: `dense` of it is the initializer, in the same order.
+        transposed: after its first two axes were swapped.
+    """
+
+    form: Quantized
+    transposed: bool = False
+
+    @property
+    def values(self) -> np.ndarray:
+        """The initializer's values, little-endian float32."""
+        # A hostile archive may name scales whose product is infinite; that is no reason to warn.
+        with np.errstate(all="ignore"):
+            values = dense(self.form)
+        return (values.swapaxes(0, 1) if self.transposed else values).astype("<f4")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an archive holds.
+
+    Args:
+        nbytes: of the archive.
+        model_nbytes: of the model it unpacks to.
+        streams: bytes of the header and of each stream.
+        tensors: cut out of the graph, by kind: float16, float32, float64 or quantized.
+        weights: values of those tensors.
+    """
+
+    nbytes: int
+    model_nbytes: int
+    streams: Mapping[str, int]
+    tensors: Mapping[str, int]
+    weights: Mapping[str, int]
+
+
+def pack_archive(model: bytes, quantized: Mapping[str, Packed]) -> bytes:
+    """The archive of an ONNX file.
+
+    Args:
+        model: the serialised file, its weights inside as raw bytes.
+        quantized: by initializer, the integers it was made from; all others are kept as floats.
+
+    Raises:
+        LoadError: the model is not an ONNX file.
+        ValueError: there is no such initializer.
+        VerificationError: an initializer is not, to the bit, what its integers give.
+
+    >>> from onnx import helper, numpy_helper
+    >>> form = Quantized(np.eye(4, dtype=np.int32), np.zeros(4, np.int32), np.array([-3], np.int32))
+    >>> weight = numpy_helper.from_array(dense(form), "w")
+    >>> model = helper.make_model(helper.make_graph([], "g", [], [], [weight])).SerializeToString()
+    >>> unpack_archive(pack_archive(model, {"w": Packed(form)})) == model
+    True
+    """
+    found = initializers(model)
+    named = [quantized.get(tensor.name.decode(errors="replace")) for tensor in found]
+    unknown = set(quantized) - {tensor.name.decode(errors="replace") for tensor in found}
+    if unknown:
+        raise ValueError(f"archive: no initializer {min(unknown)!r} with raw bytes in the model; give one of its names")
+    graph, records, at = b"", list[Record](), 0
+    forms, floats = list[Quantized](), {name: b"" for name in KINDS[:QUANTIZED]}
+    for tensor, packed in zip(found, named, strict=True):
+        raw = model[tensor.raw : tensor.end]
+        kind = QUANTIZED if packed is not None else _float_kind(tensor, len(raw))
+        if kind is None or len(records) == MOST_RECORDS:
+            continue
+        start = tensor.start if tensor.whole else tensor.raw
+        record = Record(kind, start - at, tensor.dims, tensor.whole, tensor.name if tensor.whole else b"")
+        if packed is None:
+            floats[KINDS[kind]] += raw
+        else:
+            record = _quantized(record, packed, tensor, raw)
+            forms.append(packed.form)
+        records.append(record)
+        graph += model[at:start]
+        at = tensor.end
+    data = _joined(graph + model[at:], zlib.crc32(model), records, forms, floats)
+    if unpack_archive(data, max(LIMIT, len(model))) != model:
+        raise VerificationError("archive: it does not unpack to the model; please report it")
+    return data
+
+
+def _float_kind(tensor: Initializer, nbytes: int) -> int | None:
+    kind = kind_of(tensor.dtype)
+    fits = kind is not None and Record(kind, 0, tensor.dims).nbytes == nbytes and 0 < len(tensor.dims) <= MOST_SIDES
+    return kind if fits and nbytes >= SMALLEST else None
+
+
+def _quantized(record: Record, packed: Packed, tensor: Initializer, raw: bytes) -> Record:
+    """The record completed.
+
+    Raises:
+        VerificationError: the integers do not give the raw bytes.
+    """
+    form, name = packed.form, tensor.name.decode(errors="replace")
+    try:
+        given = packed.values
+    except ValueError as error:
+        raise VerificationError(f"archive: {name!r} has integers and scales that do not fit: {error}") from error
+    ranks = form.integers.ndim, len(tensor.dims)
+    storable = kind_of(tensor.dtype) == 1 and raw and 0 < min(ranks) <= max(ranks) <= MOST_SIDES
+    if not storable or given.tobytes() != raw:
+        raise VerificationError(
+            f"archive: {name!r} {list(tensor.dims)} is not, to the bit, what its integers {list(form.integers.shape)} "
+            "give; write the model from the same form, or leave it among the floats"
+        )
+    return replace(
+        record,
+        shape=form.integers.shape,
+        columns=len(form.column),
+        per_octave=form.per_octave,
+        flat=not form.row.any(),
+        transposed=packed.transposed,
+    )
+
+
+def _joined(
+    graph: bytes, checksum: int, records: list[Record], forms: list[Quantized], floats: Mapping[str, bytes]
+) -> bytes:
+    text = write_records(records) + graph
+    streams = {"graph": pack_bytes(text, primer=primer())}
+    if forms:
+        integers = [np.ascontiguousarray(form.integers, np.int32) for form in forms]
+        streams["integers"] = pack_many([integers[i] for i in _coding_order([form.integers.shape for form in forms])])
+        rows = [form.row.astype(np.int32) for form in forms if form.row.any()]
+        streams["exponents"] = pack_exponents(rows, [form.column.astype(np.int32) for form in forms])
+    for name, raw in floats.items():
+        if raw:
+            streams[name] = pack_floats(np.frombuffer(raw, np.dtype(name).newbyteorder("<")).astype(name))
+    return join(len(text), checksum, streams)
+
+
+def _coding_order(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Matrices before vectors: the integers of biases are of another size, and would unsettle the model of weights."""
+    return sorted(range(len(shapes)), key=lambda i: len(shapes[i]) < 2)
+
+
+def unpack_archive(data: bytes, limit: int = LIMIT) -> bytes:
+    """The ONNX file that was packed, to the bit.
+
+    Args:
+        data: the archive.
+        limit: bytes it may unpack to; nothing larger is allocated for what a file merely claims.
+
+    Raises:
+        LoadError: it is no archive, damaged, of another version, or larger than the limit.
+    """
+    header, streams = split(data, limit)
+    text, records, at = _opened(header, streams, limit)
+    pieces = []
+    for record, raw in zip(records, _tensors(records, streams, limit), strict=True):
+        pieces += [text[at : at + record.gap], record.head, raw]
+        at += record.gap
+    model = b"".join([*pieces, text[at:]])
+    if zlib.crc32(model) != header.checksum:
+        raise LoadError(f"archive: the {len(model)} bytes in it are not those that were packed; fetch the file again")
+    return model
+
+
+def describe_archive(data: bytes, limit: int = LIMIT) -> Contents:
+    """What an archive holds, its weights left packed.
+
+    Raises:
+        LoadError: as `unpack_archive`, as far as that can be told.
+    """
+    header, streams = split(data, limit)
+    text, records, at = _opened(header, streams, limit)
+    tensors, weights = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
+    for record in records:
+        tensors[KINDS[record.kind]] += 1
+        weights[KINDS[record.kind]] += record.count
+    unpacked = len(text) - at + sum(len(record.head) + record.nbytes for record in records)
+    sizes = {"header": header.nbytes, **{name: len(stream) for name, stream in streams.items()}}
+    return Contents(len(data), unpacked, sizes, tensors, weights)
+
+
+def unpack(path: str | Path, limit: int = LIMIT) -> bytes:
+    """The ONNX file inside a ``.smidgen`` file.
+
+    Args:
+        path: of the file.
+        limit: bytes it may unpack to.
+
+    Raises:
+        LoadError: it cannot be read; or as `unpack_archive`.
+    """
+    return unpack_archive(read_archive(path, limit), limit)
+
+
+def read_archive(path: str | Path, limit: int = LIMIT) -> bytes:
+    """The bytes of a ``.smidgen`` file, not looked at.
+
+    Raises:
+        LoadError: it cannot be read, or is itself larger than what it may unpack to.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            # One byte more shows that it is too long, whatever the file system says of its size.
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise LoadError(f"archive: '{path}' cannot be read: {error.strerror}; give a .smidgen file") from None
+    if len(data) > limit:
+        raise LoadError(f"archive: '{path}' has more than the {limit} bytes allowed; raise the limit if that is right")
+    return data
+
+
+def _opened(header: Header, streams: Mapping[str, bytes], limit: int) -> tuple[bytes, list[Record], int]:
+    """Records and graph, the records, where the graph begins; the streams are those that the records need."""
+    text = unpack_bytes(streams["graph"], header.graph_nbytes, limit, primer())
+    records, at = read_records(text, limit)
+    kinds = {KINDS[record.kind] for record in records}
+    needed = {"graph"} | kinds - {KINDS[QUANTIZED]}
+    needed |= {"integers", "exponents"} if KINDS[QUANTIZED] in kinds else set()
+    if needed != set(streams):
+        raise LoadError(f"archive: streams {sorted(streams)} for tensors of {sorted(kinds)}; fetch the file again")
+    return text, records, at
+
+
+def _tensors(records: list[Record], streams: Mapping[str, bytes], limit: int) -> Iterator[bytes]:
+    """Raw bytes of each record's tensor."""
+    forms = _forms([record for record in records if record.kind == QUANTIZED], streams, limit)
+    floats = {name: _floats(records, number, streams, limit) for number, name in enumerate(KINDS[:QUANTIZED])}
+    for record in records:
+        if record.kind == QUANTIZED:
+            yield _raw(Packed(next(forms), record.transposed))
+        else:
+            yield floats[KINDS[record.kind]].read(record.nbytes)
+
+
+def _raw(packed: Packed) -> bytes:
+    try:
+        return packed.values.tobytes()
+    except ValueError as error:
+        raise LoadError(f"archive: a tensor is damaged: {error}") from error
+
+
+def _floats(records: list[Record], kind: int, streams: Mapping[str, bytes], limit: int) -> io.BytesIO:
+    name, count = KINDS[kind], sum(record.count for record in records if record.kind == kind)
+    if not count:
+        return io.BytesIO()
+    values = unpack_floats(streams[name], count, name, limit)
+    return io.BytesIO(values.astype(values.dtype.newbyteorder("<")).tobytes())
+
+
+def _forms(records: list[Record], streams: Mapping[str, bytes], limit: int) -> Iterator[Quantized]:
+    if not records:
+        return
+    order = _coding_order([record.shape for record in records])
+    coded = unpack_many(streams["integers"], [records[i].shape for i in order], limit)
+    integers = dict(zip(order, coded, strict=True))
+    sizes = [record.shape[0] for record in records if not record.flat]
+    rows, columns = unpack_exponents(streams["exponents"], sizes, [record.columns for record in records], limit)
+    kept = iter(rows)
+    for i, record in enumerate(records):
+        row = np.zeros(record.shape[0], np.int32) if record.flat else next(kept)
+        yield Quantized(integers.pop(i), row, columns[i], record.per_octave)

@@ -1,0 +1,196 @@
+"""What rounding adds to a site's options: each form at a ladder of steps, with predicted loss and bytes.
+
+    loss(form, c) = loss of the form + ½ Σ_i g_i (ΔW A ΔWᵀ)_ii of its leaves' rounding,    c = 2^(k/2)
+
+Losses and bits of the whole octaves are measured by rounding, those between lie on the line through their logarithms.
+A dense layer is judged by a sample of its rows, which do not see each other; factors by all components at once: those
+of the decomposition come in falling order and do not see each other either, so one rounding prices every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smidgen.coding import cost_model
+from smidgen.errors import Refusal
+from smidgen.forms import Form, Geometry, LowRank, Quantized, dense
+from smidgen.methods import Rounding
+from smidgen.planning.candidates import Label, Options
+from smidgen.planning.rounding import Metric, fit_left, metric_of, round_form
+from smidgen.site import Curvature, Site, grouped
+
+SAMPLE_ROWS = 128  # of a dense layer
+MOST_RANK = 192  # components priced; with integers a rank this large has lost to the dense layer
+FINEST_BITS, COARSEST = 8.0, 4.0  # the ladder: from about so many bits a weight to steps of so many standard deviations
+LAYER_BYTES = 14  # of a layer in an archive beside its integers: measured on written archives of six networks
+EXPONENT_BYTES = 0.4  # of a row's scale, and of its bias
+
+
+@dataclass(frozen=True, eq=False)
+class Precision:
+    """How one site's forms become integers.
+
+    Args:
+        site: the layer.
+        metric: its A and G.
+        method: how to round.
+    """
+
+    site: Site
+    metric: Metric
+    method: Rounding
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight as im2col rows, float64."""
+        return torch.as_tensor(grouped(self.site.weight, self.site.geometry.groups), dtype=torch.float64)
+
+    def form(self, form: Form, step: float) -> Form:
+        """A form of the site with integers in its leaves, under the original's own moments."""
+        return round_form(form, self.weight, self.site.geometry, self.metric, self.method, step)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rung:
+    """Losses and bytes of some forms at one step."""
+
+    losses: np.ndarray
+    sizes: np.ndarray
+
+
+def with_precision(option: Options, curvature: Curvature, method: Rounding) -> Options:
+    """The site's options with those of rounding; without its float ones but the layer as it is.
+
+    Args:
+        option: from `gather`.
+        curvature: of the site.
+        method: how to round.
+    """
+    site = option.site
+    if site.refusal is not None:
+        return option
+    if site.geometry.kind == "conv_transpose":
+        return replace(
+            option, refusals={**option.refusals, method.name: "a transposed convolution has no rounding yet"}
+        )
+    precision = Precision(site, metric_of(site, curvature), method)
+    try:
+        entries = list(_entries(option, precision))
+    except Refusal as refusal:
+        return replace(option, refusals={**option.refusals, method.name: str(refusal)})
+    whole = int(option.sizes[0])
+    kept = _frontier([(0.0, whole, Label(None, None)), *(e for e in entries if e[1] < whole)])
+    return replace(
+        option, precision=precision, worth=curvature.loss(precision.weight),
+        losses=np.array([e[0] for e in kept]), sizes=np.array([e[1] for e in kept]), labels=tuple(e[2] for e in kept),
+    )  # fmt: skip
+
+
+def _entries(option: Options, precision: Precision) -> Iterator[tuple[float, int, Label]]:
+    ladder = _ladder(precision)
+    yield from _between(ladder, [Label(None, None)], [_dense_rung(precision, step) for step in ladder])
+    family = option.families.get("svd")
+    if family is not None:
+        most = min(family.ranks[-1], MOST_RANK)
+        form, struct = family.form(most), np.array(family.losses[:most])
+        if isinstance(form, LowRank) and form.core is None:
+            labels = [Label("svd", rank) for rank in family.ranks[:most]]
+            yield from _between(ladder, labels, [_low_rank_rung(precision, form, struct, step) for step in ladder])
+
+
+def _ladder(precision: Precision) -> list[float]:
+    """Steps a factor of two apart, from fine to coarse."""
+    weight, metric = precision.weight, precision.metric
+    gram = metric.inputs.between(weight, weight).diagonal(dim1=1, dim2=2)
+    energy = float((gram * metric.rows(*weight.shape[:2])).sum()) / weight.numel()
+    # In units of its own step a weight of this energy has this standard deviation, were A diagonal.
+    deviation = max(energy, 1e-30) ** 0.5
+    finest = np.floor(np.log2(deviation) - FINEST_BITS)
+    coarsest = np.ceil(np.log2(deviation) + np.log2(COARSEST) + 2)
+    return [float(2.0**k) for k in np.arange(finest, coarsest + 1)]
+
+
+def _dense_rung(precision: Precision, step: float) -> _Rung:
+    weight, geometry = precision.weight, precision.site.geometry
+    groups, out = weight.shape[:2]
+    metric = precision.metric
+    if groups == 1 and out > SAMPLE_ROWS:
+        picked = torch.arange(SAMPLE_ROWS) * out // SAMPLE_ROWS
+        rows = metric.rows(groups, out)[:, picked]
+        weight = weight[:, picked]
+    else:
+        rows = metric.rows(groups, out)
+    form = precision.method.rounded(weight, metric.factors, rows, step, int(np.prod(geometry.kernel, dtype=int)))
+    share = groups * out / (weight.shape[0] * weight.shape[1])
+    loss = share * _rounding_losses(form, weight, metric, rows).sum()
+    bits = share * _bits(form).sum()
+    return _Rung(np.array([loss]), np.array([_nbytes(bits, geometry, [groups * out])]))
+
+
+def _low_rank_rung(precision: Precision, form: LowRank, struct: np.ndarray, step: float) -> _Rung:
+    weight, geometry, metric = precision.weight, precision.site.geometry, precision.metric
+    groups, out = weight.shape[:2]
+    rounded = round_form(form, weight, geometry, metric, precision.method, step)
+    assert isinstance(rounded, LowRank)
+    assert isinstance(rounded.u, Quantized)
+    assert isinstance(rounded.v, Quantized)
+    v, u = (torch.as_tensor(grouped(dense(leaf), groups)).to(weight) for leaf in (form.v, form.u))
+    of_v = _rounding_losses(rounded.v, v, metric, metric.through(u)).sum(0)
+    seen = torch.as_tensor(grouped(dense(rounded.v), groups)).to(weight)
+    inner, refitted = fit_left(weight, seen, metric.inputs)
+    error = refitted - torch.as_tensor(grouped(dense(rounded.u), groups)).to(weight)
+    energy = inner.diagonal(dim1=1, dim2=2)[:, None, :]
+    of_u = 0.5 * (error.square() * energy * metric.rows(groups, out)[:, :, None]).sum((0, 1)).numpy()
+    rank = v.shape[1]
+    bits_v = _bits(rounded.v).reshape(groups, rank, -1).sum((0, 2))
+    bits_u = _bits(rounded.u).reshape(groups * out, rank).sum(0)
+    bits = np.cumsum(bits_v + bits_u)
+    sizes = [_nbytes(total, geometry, [groups * out, groups * (k + 1)]) for k, total in enumerate(bits)]
+    return _Rung(struct + np.cumsum(of_v + of_u), np.array(sizes) + LAYER_BYTES)
+
+
+def _rounding_losses(form: Quantized, weight: Tensor, metric: Metric, rows: Tensor) -> np.ndarray:
+    """½ g_i (ΔW A ΔWᵀ)_ii of each row, ``[groups, out]``."""
+    change = weight - torch.as_tensor(dense(form)).to(weight).reshape(weight.shape)
+    gram = metric.inputs.between(change, change).diagonal(dim1=1, dim2=2)
+    return (0.5 * rows.to(gram) * gram).numpy()
+
+
+def _bits(form: Quantized) -> np.ndarray:
+    values = form.integers.reshape(len(form.row), -1)
+    model = cost_model(values)
+    return model.bits(values, model.classes)
+
+
+def _nbytes(bits: float, geometry: Geometry, rows: list[int]) -> int:
+    return round(bits / 8 + EXPONENT_BYTES * (sum(rows) + geometry.out_channels)) + LAYER_BYTES
+
+
+def _between(ladder: list[float], labels: list[Label], rungs: list[_Rung]) -> Iterator[tuple[float, int, Label]]:
+    """The rungs and the half octaves between them."""
+    for k, (step, rung) in enumerate(zip(ladder, rungs, strict=True)):
+        yield from _labelled(labels, step, rung)
+        if k + 1 < len(ladder):
+            after = rungs[k + 1]
+            losses = np.sqrt(np.maximum(rung.losses, 1e-300) * np.maximum(after.losses, 1e-300))
+            sizes = np.round((rung.sizes + after.sizes) / 2).astype(int)
+            yield from _labelled(labels, step * 2**0.5, _Rung(losses, sizes))
+
+
+def _labelled(labels: list[Label], step: float, rung: _Rung) -> Iterator[tuple[float, int, Label]]:
+    for label, loss, size in zip(labels, rung.losses, rung.sizes, strict=True):
+        yield float(loss), int(size), label._replace(step=step)
+
+
+def _frontier(entries: list[tuple[float, int, Label]]) -> list[tuple[float, int, Label]]:
+    """The first entry, and those that no other beats in both loss and bytes, by falling size."""
+    best: list[tuple[float, int, Label]] = []
+    for entry in sorted(entries[1:], key=lambda e: (e[1], e[0])):
+        if not best or entry[0] < best[-1][0]:
+            best.append(entry)
+    return [entries[0], *reversed(best)]

@@ -1,0 +1,134 @@
+"""What a refit computes from the moments it gathered: the last layer of a form in floats, or all of it in integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from smidgen.forms import Geometry, LowRank, dense, leaves, replace_last
+from smidgen.planning.precision import Precision
+from smidgen.planning.rounding import Metric, round_bias, round_form
+from smidgen.site import Moment, Stored, grouped
+
+RIDGE = 0.01  # share of the variance of z; keeps a refit on few samples near the calibrated start
+WIDE = 256  # columns past which products are taken in float32: four times as fast, and summed in float64 all the same
+
+
+class Moments:
+    """Running sums of y, z, y zᵀ and z zᵀ, one of each a group.
+
+    Args:
+        products: sum y zᵀ and z zᵀ too; a wide layer on few samples needs the means alone.
+    """
+
+    def __init__(self, *, products: bool = True) -> None:
+        self.products, self.count = products, 0
+        self.y = self.z = self.yz = self.zz = torch.zeros(())
+
+    def add(self, y: Float[Tensor, "groups k out"], z: Float[Tensor, "groups k n"]) -> None:
+        """Add rows."""
+        if not self.count:
+            self._begin(y, z)
+        self.y += y.sum(1, dtype=torch.float64)
+        self.z += z.sum(1, dtype=torch.float64)
+        self.count += y.shape[1]
+        if self.products:
+            kind = torch.float32 if z.shape[2] > WIDE else torch.float64
+            y, z = y.to(kind), z.to(kind)
+            self.yz += y.mT @ z
+            self.zz += z.mT @ z
+
+    def _begin(self, y: Tensor, z: Tensor) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(y.shape[0], *shape, dtype=torch.float64, device=y.device)
+
+        out, n = y.shape[2], z.shape[2]
+        self.y, self.z = zeros(out), zeros(n)
+        if self.products:
+            self.yz, self.zz = zeros(out, n), zeros(n, n)
+
+    @property
+    def means(self) -> tuple[Float[Tensor, "groups out"], Float[Tensor, "groups n"]]:
+        """ȳ and z̄."""
+        return self.y / self.count, self.z / self.count
+
+    def centred(self, *, intercept: bool) -> tuple[Float[Tensor, "groups out n"], Float[Tensor, "groups n n"]]:
+        """E[y zᵀ] and E[z zᵀ], about the means where an intercept takes those."""
+        yz, zz = self.yz / self.count, self.zz / self.count
+        if intercept:
+            y, z = self.means
+            yz, zz = yz - y[:, :, None] * z[:, None, :], zz - z[:, :, None] * z[:, None, :]
+        return yz, zz
+
+    def solve(self, start: Float[Tensor, "groups out n"], *, intercept: bool) -> Float[Tensor, "groups out n"]:
+        """The weight of least error, pulled toward ``start``."""
+        return ridge_solve(*self.centred(intercept=intercept), start)
+
+    def intercept(self, weight: Float[Tensor, "groups out n"]) -> Float[Tensor, "groups out"]:
+        """b = ȳ − W z̄."""
+        y, z = self.means
+        return y - (weight @ z[:, :, None])[:, :, 0]
+
+
+def ridge_solve(
+    yz: Float[Tensor, "groups out n"], zz: Float[Tensor, "groups n n"], start: Float[Tensor, "groups out n"]
+) -> Float[Tensor, "groups out n"]:
+    """(E[y zᵀ] + ρ U₀) (E[z zᵀ] + ρ)⁻¹."""
+    scale = torch.diagonal(zz, dim1=1, dim2=2)
+    # Each inner channel has its own size: the ridge is relative to it, with a floor for dead ones.
+    ridge = torch.diag_embed(RIDGE * scale + 1e-6 * scale.mean(1, keepdim=True) + 1e-30)
+    return torch.linalg.solve(zz + ridge, yz + start @ ridge, left=False)
+
+
+def refitted(stored: Stored, last: Geometry, sums: Moments) -> Stored:
+    """The form with its last layer refitted, in floats.
+
+    Args:
+        stored: the form before.
+        last: geometry of its last layer.
+        sums: of the original's outputs and the last layer's inputs.
+    """
+    old = dense(list(leaves(stored.form))[-1])
+    start = torch.as_tensor(old, dtype=torch.float64, device=sums.zz.device)
+    u = sums.solve(start.reshape(last.groups, -1, last.columns), intercept=stored.bias is not None)
+    bias = None if stored.bias is None else _floats(sums.intercept(u).flatten())
+    return Stored(replace_last(stored.form, _floats(u.reshape(start.shape))), bias)
+
+
+def rounded(stored: Stored, precision: Precision, step: float, sums: Moments, *, determined: bool) -> Stored:
+    """The form in integers, aimed at the original's outputs on the inputs that the compressed network gives it.
+
+    Args:
+        stored: the form in floats; in integers already where the sample does not determine a dense layer.
+        precision: of the site.
+        step: c.
+        sums: of the original's outputs and the site's own inputs.
+        determined: whether the sample has many more rows than the layer has columns; else only the last factor and
+            the bias are refitted, and the metric is that of calibration.
+    """
+    g, form, intercept = precision.site.geometry, stored.form, stored.bias is not None
+    metric, target = precision.metric, precision.weight.to(sums.z.device)
+    if determined:
+        _, zz = sums.centred(intercept=intercept)
+        target = sums.solve(target, intercept=intercept)
+        metric = Metric(Moment(matrix=g.positions * zz), metric.outputs, metric.scale)
+
+    def refit(v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        yz, zz = sums.centred(intercept=intercept)
+        inner = v @ zz @ v.mT
+        return g.positions * inner, ridge_solve(yz @ v.mT, inner, u)
+
+    if determined or isinstance(form, LowRank):
+        form = round_form(form, target, g, metric, precision.method, step, refit)
+    if not intercept:
+        return Stored(form)
+    weight = torch.as_tensor(grouped(dense(form), g.groups), dtype=torch.float64, device=sums.z.device)
+    rows = metric.rows(g.groups, weight.shape[1])
+    bias_form = round_bias(_floats(sums.intercept(weight).flatten()), rows, g.positions, step)
+    return Stored(form, dense(bias_form), bias_form)
+
+
+def _floats(values: Tensor) -> np.ndarray:
+    return values.float().cpu().numpy()
