@@ -13,8 +13,10 @@ from torch import nn
 
 import smidgen
 from smidgen import Budget
+from smidgen.data import split_roles
 from smidgen.errors import BudgetError, DataError, LoadError, OutputError, PlanError, UserError
 from smidgen.pipeline import apply, compress
+from smidgen.pipeline.task import data_hash
 from smidgen.runtimes.onnxruntime import open_onnx
 
 CLASSES = 4
@@ -190,10 +192,46 @@ def test_a_save_that_fails_leaves_nothing_half_written(default, tmp_path, monkey
 
 def test_the_plan_replayed_gives_the_same_file(default, trained, tmp_path):
     out = default.save(tmp_path)
-    again = apply(trained, (out / "plan.json").read_text(), pictures(), seed=1)
+    again = apply(trained, (out / "plan.json").read_text(), pictures())
     assert next(iter(again.files.values())).read_bytes() == (out / "model.onnx").read_bytes()
-    assert again.plan.key == default.plan.key
+    assert again.plan == default.plan
     assert again.record["layers"] == default.record["layers"]
+    assert (again.record["seed"], again.record["budget"]["note"]) == (1, "")
+
+
+def test_a_plan_tells_what_it_was_made_with(default, trained):
+    plan = json.loads(default.plan.to_json())
+    assert (plan["version"], plan["seed"], plan["refit"]) == (2, 1, True)
+    assert len(plan["data"]) == 16
+    bare = compress(trained, example=torch.zeros(1, 2, 8, 8), budget=Budget(tradeoff=0.8), refit=False, seed=2)
+    assert (bare.plan.seed, bare.plan.refit, bare.plan.data) == (2, False, None)
+
+
+def test_what_differs_from_the_run_that_made_a_plan_is_noted(default, trained):
+    plan, x = default.plan.to_json(), torch.zeros(1, 2, 8, 8)
+
+    def note(*args, **kwargs):
+        result = apply(trained, plan, *args, **kwargs)
+        json.loads(result.plan.to_json())
+        return result.record["budget"]["note"], result.plan
+
+    told, made = note(pictures(seed=4))
+    assert told == "the calibration data differ from those the plan was made with"
+    assert made.data not in (None, default.plan.data)
+    assert note(example=x)[0] == "the plan was made with data, none are given"
+    told, made = note(pictures(), seed=5, refit=False)
+    assert (made.seed, made.refit) == (5, False)
+    assert told == "the plan was made with seed 1, which also divides the data; the plan was made with refit"
+    plan = edited(plan, "data", to=None)
+    assert note(pictures())[0] == "the plan was made without data"
+
+
+def test_the_same_pixels_read_otherwise_are_other_data(tmp_path):
+    np.savez(tmp_path / "set.npz", x=np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8))
+    opened = [smidgen.open_data(tmp_path / "set.npz", preprocess=smidgen.Preprocess(scale=s)) for s in ("1/255", "1")]
+    first, second = (data_hash(split_roles(data)) for data in opened)
+    assert first != second
+    assert first == data_hash(split_roles(opened[0]))
 
 
 def test_the_same_seed_gives_the_same_bytes(monkeypatch):
@@ -232,8 +270,18 @@ def test_max_drop_is_kept_on_the_selection(trained):
     result = compress(trained, pictures(), budget=Budget(max_drop=5))
     assert result.met
     kept = [t for t in result.record["trials"] if t["nbytes"] == nbytes(result)]
-    assert any(t["points"] <= 5 for t in kept)
-    assert all(t["nbytes"] >= nbytes(result) for t in result.record["trials"] if t["points"] <= 5)
+    assert any(t["points"] + t["error"] <= 5 for t in kept)
+    assert all(t["nbytes"] >= nbytes(result) for t in result.record["trials"] if t["points"] + t["error"] <= 5)
+
+
+def test_a_selection_too_small_for_any_loss_keeps_what_changes_no_answer(trained):
+    """One answer of six weighs 17 points: only a plan that changes none keeps the promise, and one always does."""
+    x, y = pictures(30)
+    result = compress(trained, (x, y), budget=Budget(max_drop=0.5))
+    assert result.met
+    assert result.record["data"]["selection"]["count"] == 6
+    (kept,) = [t for t in result.record["trials"] if t["nbytes"] == nbytes(result)]
+    assert (kept["points"], kept["error"]) == (0.0, 0.0)
 
 
 def test_bytes_fall_along_the_dial_and_the_ends_are_the_ends(trained):

@@ -52,7 +52,9 @@ def apply(options: argparse.Namespace) -> int:
     given = (options.model, options.weights)
     with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
         data, test = open_sets(options)
-        result = pipeline.apply(options.model, plan, data, test=test, **_work(options), progress=progress)
+        # What is not asked for is as in the run that made the plan.
+        work = {**_work(options), "refit": False if options.no_refit else None}
+        result = pipeline.apply(options.model, plan, data, test=test, **work, progress=progress)
         save(result, folder)
     return tell(result, folder, options)
 
@@ -109,7 +111,7 @@ def common(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.threads is not None and not 1 <= options.threads <= 1024:
         raise UserError(f"threads: {options.threads} is not between 1 and 1024; leave it out for all processors")
-    if not 0 <= options.seed < 2**32:
+    if options.seed is not None and not 0 <= options.seed < 2**32:
         raise UserError(f"seed: {options.seed} is not between 0 and 4294967295; give a small whole number")
     try:
         torch.empty(1, device=options.device)

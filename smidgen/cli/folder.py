@@ -12,7 +12,7 @@ from typing import Any
 from smidgen.errors import OutputError
 from smidgen.report.result import writable_folder
 
-WRITTEN = ("model.onnx", "model.safetensors", "plan.json", "result.json")
+WRITTEN = ("model.onnx", "model.smidgen", "model.safetensors", "plan.json", "result.json")
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         # No abbreviations: a script that says --s today must not change its meaning when an option is added.
         commands[name] = inner.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False)
         _FILL[name](commands[name])
-        _add_common(commands[name])
+        _add_common(commands[name], seed=None if name == "apply" else 0)
     return parser, commands
 
 
@@ -206,8 +206,9 @@ def _add_output(parser: argparse.ArgumentParser, folder: str = "out") -> None:
     parser.add_argument("-o", "--output", metavar="FOLDER", default=folder, help=f"where files go ({folder}/)")
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of everything drawn (0)")
+def _add_common(parser: argparse.ArgumentParser, seed: int | None) -> None:
+    default = "the plan's" if seed is None else seed
+    parser.add_argument("--seed", metavar="N", type=int, default=seed, help=f"of everything drawn ({default})")
     parser.add_argument("--threads", metavar="N", type=int, help="processor threads")
     parser.add_argument("--device", metavar="NAME", default="cpu", help="where torch computes: cpu or cuda")
     parser.add_argument("--json", action="store_true", help="print the record as JSON, nothing else, on stdout")

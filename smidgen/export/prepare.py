@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from smidgen.export.norms import without_norms
 from smidgen.export.onnx import Base, export_base
 from smidgen.model.fold import fold_norms
 from smidgen.model.load import Network
@@ -48,9 +49,9 @@ def prepare(network: Network, example: torch.Tensor) -> Prepared:
     sites = find_sites(module, example)
     base = export_base(module, sites, example, network.input_name, network.output_names)
     if base.norms:
-        module = fold_norms(module, base.norms)
+        module, folded = fold_norms(module, base.norms)
         sites = find_sites(module, example)
-        base = export_base(module, sites, example, network.input_name, network.output_names)
+        base = without_norms(base, folded)
     sites = [
         replace(s, refusal="its weight is not kept apart in the exported graph")
         if s.refusal is None and s.name not in base.sites

@@ -67,12 +67,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Loss:
-    """What was lost, in points (module docstring), with its 95 % confidence interval; ``metric`` names what."""
+    """What was lost, in points (module docstring), with its 95 % confidence interval; ``metric`` names what.
+
+    ``error`` is one standard error of the points, paired sample by sample. Unlike the interval it is zero where no
+    sample differs: what changes nothing is then never doubted, however few the samples.
+    """
 
     points: float
     low: float
     high: float
     metric: str
+    error: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +143,8 @@ class Judge:
             return _agreement_loss(before, after)
         right, still = metrics.correct(before, self._labels), metrics.correct(after, self._labels)
         low, high = metrics.paired_interval(right, still, CONFIDENCE)
-        return _points(float(right.mean() - still.mean()), low, high, "accuracy")
+        lost = right.astype(np.float64) - still
+        return _points(float(right.mean() - still.mean()), low, high, "accuracy", _standard_error(lost))
 
     @cached_property
     def _labels(self) -> Int64[np.ndarray, " n"] | None:
@@ -163,6 +169,7 @@ class Judge:
                 f"metric: '{metric_name(self.metric)}' fails on most resamples of the {len(outputs[0])} samples; "
                 "give more samples, or a metric that is defined on any of them"
             )
+        error = float(np.std(drops))
         low, high = (float(q) for q in np.quantile(drops, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)))
         if low == high:
             # No resample differs: as in paired_interval, from the spread of one sample.
@@ -170,7 +177,7 @@ class Judge:
             spread = float(np.std([b for b in resampled_before if b is not None])) * math.sqrt(count)
             slack = metrics.proportion_interval(0, count, CONFIDENCE)[1] * (spread or 1.0)
             low, high = low - slack, high + slack
-        return _points(drop, min(low, drop), max(high, drop), metric_name(self.metric))
+        return _points(drop, min(low, drop), max(high, drop), metric_name(self.metric), error)
 
     def _resampled(self, metric: Metric, outputs: Outputs) -> list[float | None]:
         rng = np.random.default_rng(self.seed)
@@ -278,9 +285,9 @@ def _score_reference(
 
 def _agreement_loss(before: Float[np.ndarray, "n k"], after: Float[np.ndarray, "n k"]) -> Loss:
     """The share of samples answered otherwise; a single share, for it cannot be negative."""
-    differ = len(before) - int(metrics.correct(after, before.argmax(axis=1)).sum())
-    low, high = metrics.proportion_interval(differ, len(before), CONFIDENCE)
-    return _points(differ / len(before), low, high, "agreement")
+    other = ~metrics.correct(after, before.argmax(axis=1))
+    low, high = metrics.proportion_interval(int(other.sum()), len(other), CONFIDENCE)
+    return _points(float(other.mean()), low, high, "agreement", _standard_error(other.astype(np.float64)))
 
 
 def _error_loss(reference: Outputs, outputs: Outputs, seed: int) -> Loss:
@@ -294,7 +301,16 @@ def _error_loss(reference: Outputs, outputs: Outputs, seed: int) -> Loss:
         low, high = mean - slack, mean + slack
     else:
         low, high = metrics.paired_interval(error, np.zeros_like(error), CONFIDENCE, seed, unit=1.0)
-    return _points(mean, max(low, 0.0), high, "normalised error")
+    return _points(mean, max(low, 0.0), high, "normalised error", _standard_error(error))
+
+
+def _standard_error(lost: Float[np.ndarray, " n"]) -> float:
+    """Of the mean of what each sample lost.
+
+    >>> _standard_error(np.zeros(5)), _standard_error(np.array([1.0, 0.0, 0.0, 0.0]))
+    (0.0, 0.21650635094610965)
+    """
+    return float(lost.std()) / math.sqrt(len(lost))
 
 
 def _errors(reference: Outputs, outputs: Outputs) -> list[Float[np.ndarray, " n"]]:
@@ -302,5 +318,5 @@ def _errors(reference: Outputs, outputs: Outputs) -> list[Float[np.ndarray, " n"
     return [metrics.normalised_error(r.astype(np.float64), o.astype(np.float64)) for r, o in pairs]
 
 
-def _points(mean: float, low: float, high: float, metric: str) -> Loss:
-    return Loss(100 * mean, 100 * low, 100 * high, metric)
+def _points(mean: float, low: float, high: float, metric: str, error: float) -> Loss:
+    return Loss(100 * mean, 100 * low, 100 * high, metric, 100 * error)

@@ -6,8 +6,9 @@ A method module defines ``METHOD``, an object with
     settings   a frozen dataclass of plain values (survives JSON)
     family()   all the forms it offers for one site, from small to large, each with its predicted loss
 
-and is found by being there: see `methods()`. A rounding module defines ``ROUNDING`` in the same way, an object that turns
-the leaves of any form into integers: see `roundings()`. The laws that all obey are in ``tests/test_methods_contract.py``.
+and is found by being there: see `methods()`. A rounding module defines ``ROUNDING`` in the same way, an object that
+turns the leaves of any form into integers: see `roundings()`. The laws that all obey are in
+``tests/test_methods_contract.py``.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ FOLDS_INTO = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def fold_norms(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
-    """A copy in which each named BatchNorm has become part of the layer before it.
+def fold_norms(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> tuple[nn.Module, tuple[tuple[str, str], ...]]:
+    """A copy in which each named BatchNorm has become part of the layer before it, and the pairs in which it has.
 
     ``W' = W · γ/σ``, ``b' = (b − μ)·γ/σ + β`` for each output channel; the BatchNorm becomes an identity.
 
@@ -24,18 +24,23 @@ def fold_norms(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
         pairs: (layer, BatchNorm) module names; the BatchNorm must be the layer's only reader.
 
     >>> model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
-    >>> fold_norms(model, [("0", "1")])[1]
-    Identity()
+    >>> folded, pairs = fold_norms(model, [("0", "1")])
+    >>> folded[1], pairs
+    (Identity(), (('0', '1'),))
     """
     result = copy.deepcopy(model)
+    folded = []
     for layer_name, norm_name in pairs:
         layer: Any = result.get_submodule(layer_name)
         norm: Any = result.get_submodule(norm_name)
         if isinstance(layer, FOLDS_INTO) and type(norm) in NORMS and norm.running_var is not None and norm.affine:
             _fold(layer, norm)
-            parent, _, leaf = norm_name.rpartition(".")
-            setattr(result.get_submodule(parent), leaf, nn.Identity())
-    return result
+            # Under every name it has: the network may call it by another than the graph does.
+            for name in [n for n, m in result.named_modules(remove_duplicate=False) if m is norm]:
+                parent, _, leaf = name.rpartition(".")
+                setattr(result.get_submodule(parent), leaf, nn.Identity())
+            folded.append((layer_name, norm_name))
+    return result, tuple(folded)
 
 
 def _fold(layer: Any, norm: Any) -> None:

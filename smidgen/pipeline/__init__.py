@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -104,31 +105,37 @@ def apply(
     weights: str | Path | None = None,
     example: torch.Tensor | None = None,
     metric: str | Metric | None = None,
-    refit: bool = True,
+    refit: bool | None = None,
     threads: int | None = None,
     device: str = "cpu",
-    seed: int = 0,
+    seed: int | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result:
     """Carry out a saved plan.
 
     Args:
         plan: text of a ``plan.json``.
+        refit, seed: as in the run that made the plan when None.
 
-    The other arguments are those of `compress`.
+    The other arguments are those of `compress`. The same data, seed and refit give the same file; the record's note
+    says where one of them differs.
 
     Raises:
         PlanError: when the plan is damaged or belongs to another network.
     """
     started = time.perf_counter()
+    parsed = plan_from_json(plan)
+    seed, refit = (parsed.seed if seed is None else seed), (parsed.refit if refit is None else refit)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
-    parsed = plan_from_json(plan, task.prepared.sites)
+    parsed.check(task.prepared.sites)
     needed = sorted({c.method for c in parsed.choices if c.method is not None})
     target = "archive" if any(c.step is not None for c in parsed.choices) else "onnx"
     options, _ = candidates(task, needed, progress, parsed.settings, target)
     with Threads(task.threads):
         work = Workshop(task, options, refit, progress, targets=(target,))
-        return work.finish(Outcome(work.trial(parsed), met=True), Budget(), time.perf_counter() - started)
+        trial = work.trial(replace(parsed, **work.circumstances))
+        outcome = Outcome(trial, met=True, note=_differences(parsed, trial.plan))
+        return work.finish(outcome, Budget(), time.perf_counter() - started)
 
 
 def search(work: Workshop, budget: Budget, options: list[Options], chosen: dict[str, Method]) -> Outcome:
@@ -141,7 +148,7 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: dict[
     """
 
     def plan_at(price: float) -> Plan:
-        return allocate(options, price, chosen)
+        return replace(allocate(options, price, chosen), **work.circumstances)
 
     middle = price_of_tradeoff(0.5, options) or 1.0
     if budget.kind == "tradeoff" or (budget.kind == "default" and work.judge is None):
@@ -152,6 +159,20 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: dict[
         return search_size(plan_at, work.trial, limit, middle, spend=lambda plan, spare: spend(options, plan, spare))
     points = DEFAULT_POINTS if budget.points is None else budget.points
     return search_drop(plan_at, work.trial, points, middle)
+
+
+def _differences(made: Plan, now: Plan) -> str:
+    """What was not as in the run that made a plan, so that another file may come out."""
+    told = []
+    if now.data != made.data and None in (now.data, made.data):
+        told.append(f"the plan was made {'without data' if made.data is None else 'with data, none are given'}")
+    elif now.seed != made.seed:
+        told.append(f"the plan was made with seed {made.seed}, which also divides the data")
+    elif now.data != made.data:
+        told.append("the calibration data differ from those the plan was made with")
+    if now.refit != made.refit:
+        told.append(f"the plan was made {'with' if made.refit else 'without'} refit")
+    return "; ".join(told)
 
 
 def _check_budget(budget: Budget, task: Task) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +97,19 @@ def _check_classes(
         for one in (data, test):
             if one is not None and one.labels is not None:
                 check_labels(one, answer.shape[1])
+
+
+def data_hash(roles: Roles | None) -> str | None:
+    """What the calibration inputs are known by in a plan: their stored bytes and how they become inputs.
+
+    >>> data_hash(None) is None
+    True
+    """
+    if roles is None:
+        return None
+    told = roles.calibration.describe()
+    text = json.dumps([told["sha256"], told.get("preprocess")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def one_input(task: Task) -> np.ndarray:

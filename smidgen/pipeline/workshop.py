@@ -21,7 +21,7 @@ from smidgen.forms import Dense, macs
 from smidgen.measure.scores import Judge
 from smidgen.methods import Method, choose_methods, roundings
 from smidgen.pipeline.targets import FILES, INTEGERS, runnable, write_onnx, write_target
-from smidgen.pipeline.task import Progress, Task, Threads, one_input
+from smidgen.pipeline.task import Progress, Task, Threads, data_hash, one_input
 from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.plan import Choice, Plan
 from smidgen.planning.precision import with_precision
@@ -103,6 +103,7 @@ class Workshop:
         targets: Sequence[str] = ("onnx",),
     ) -> None:
         self.task, self.options, self.progress, self.targets = task, options, progress, tuple(targets)
+        self.circumstances: dict[str, Any] = {"seed": task.seed, "refit": refit, "data": data_hash(task.roles)}
         self.folder = Scratch()
         self.known = None
         if refit and task.roles is not None:
@@ -126,12 +127,13 @@ class Workshop:
         )  # fmt: skip
         write_onnx(task.prepared, realised.stored, path)
         nbytes = write_target(self.targets[0], task.prepared, realised.stored, path).stat().st_size
-        points = None
+        points, error = None, 0.0
         if self.judge is not None and task.roles is not None:
             with open_onnx(path, task.threads) as runner:
-                points = self.judge.loss(run_dataset(runner, task.roles.selection.batches())).points
+                loss = self.judge.loss(run_dataset(runner, task.roles.selection.batches()))
+                points, error = loss.points, loss.error
         self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
-        return Trial(plan, nbytes, points, (realised, path))
+        return Trial(plan, nbytes, points, (realised, path), error)
 
     def finish(self, outcome: Outcome, budget: Budget, seconds: float) -> Result:
         """Verify the chosen file, score it once on the test inputs, and write the record."""

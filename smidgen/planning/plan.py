@@ -11,7 +11,7 @@ from typing import Any
 from smidgen.errors import PlanError
 from smidgen.site import Site
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,18 @@ class Plan:
         price: λ, loss per byte, at which they were made; infinity where only bytes counted (null in JSON).
         network: fingerprint of the network's sites.
         settings: by method name, what the methods were set to.
+        seed: of everything drawn in the run that made it.
+        refit: whether that run refitted layers on its data.
+        data: hash of its calibration inputs, None where it had none.
     """
 
     choices: tuple[Choice, ...]
     price: float
     network: str
     settings: dict[str, dict[str, Any]]
+    seed: int = 0
+    refit: bool = True
+    data: str | None = None
 
     @property
     def loss(self) -> float:
@@ -71,8 +77,16 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON text; see `plan_from_json`."""
         price = None if self.price == inf else self.price  # JSON has no infinity
-        entries = {"version": VERSION, "network": self.network, "price": price, "settings": self.settings}
+        entries = {
+            "version": VERSION, "network": self.network, "price": price, "settings": self.settings,
+            "seed": self.seed, "refit": self.refit, "data": self.data,
+        }  # fmt: skip
         return json.dumps({**entries, "choices": [asdict(c) for c in self.choices]}, indent=1)
+
+    def check(self, sites: list[Site]) -> None:
+        """PlanError where the plan belongs to another network than that of these sites."""
+        if self.network != fingerprint(sites) or [c.site for c in self.choices] != [s.name for s in sites]:
+            raise PlanError("plan: it was made for another network (layer names or shapes differ); make a new one")
 
 
 def fingerprint(sites: list[Site]) -> str:
@@ -85,15 +99,14 @@ def fingerprint(sites: list[Site]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def plan_from_json(text: str, sites: list[Site]) -> Plan:
-    """Read a plan back and check that it belongs to the network.
+def plan_from_json(text: str) -> Plan:
+    """Read a plan back; `Plan.check` tells whether it belongs to a network.
 
     Args:
         text: what `Plan.to_json` wrote.
-        sites: the network's sites.
 
     Raises:
-        PlanError: for damaged text, another version, unknown fields or another network.
+        PlanError: for damaged text, another version or unknown fields.
     """
     try:
         entries = json.loads(text)
@@ -102,19 +115,19 @@ def plan_from_json(text: str, sites: list[Site]) -> Plan:
             raise PlanError(f"plan: version {version} is not supported; this smidgen reads version {VERSION}")
         choices = tuple(_choice(entry) for entry in entries.pop("choices"))
         price, settings, network = entries.pop("price"), entries.pop("settings"), entries.pop("network")
+        seed, refit, data = entries.pop("seed"), entries.pop("refit"), entries.pop("data")
+        if type(seed) is not int or type(refit) is not bool or not (data is None or isinstance(data, str)):
+            raise TypeError(f"a whole seed, refit true or false, a hash of the data: not {seed!r}, {refit!r}, {data!r}")
         if entries or not isinstance(network, str) or not (price is None or _number(price)):
             raise TypeError(f"the network's hash and the price are needed, and nothing beside them: {sorted(entries)}")
         if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
             raise TypeError("settings must be an object of objects")
-        plan = Plan(choices, inf if price is None else float(price), network, settings)
+        return Plan(choices, inf if price is None else float(price), network, settings, seed, refit, data)
     except PlanError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise PlanError(f"plan: not a plan file that smidgen wrote: {type(error).__name__}: {reason}") from error
-    if plan.network != fingerprint(sites) or [c.site for c in choices] != [s.name for s in sites]:
-        raise PlanError("plan: it was made for another network (layer names or shapes differ); make a new one")
-    return plan
 
 
 def _choice(entry: dict[str, Any]) -> Choice:

@@ -26,10 +26,8 @@ from smidgen.site import Curvature, Site, grouped
 
 SAMPLE_ROWS = 128  # of a dense layer
 MOST_RANK = 192  # components priced; with integers a rank this large has lost to the dense layer
-FINEST_BITS, COARSEST = (
-    11.0,
-    4.0,
-)  # the ladder: from about so many bits a weight to steps of so many standard deviations
+# The ladder: from about so many bits a weight to steps of so many standard deviations.
+FINEST_BITS, COARSEST = 11.0, 4.0
 LAYER_BYTES = 14  # of a layer in an archive beside its integers: measured on written archives of six networks
 EXPONENT_BYTES = 0.4  # of a row's scale, and of its bias
 

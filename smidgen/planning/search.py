@@ -19,12 +19,23 @@ class Trial:
         nbytes: size of the written file.
         points: points of the metric lost on the selection inputs, None where nothing was measured.
         carried: whatever the caller wants back with it (the realised network).
+        error: one standard error of the points, paired; zero where no answer differs.
     """
 
     plan: Plan
     nbytes: int
     points: float | None
     carried: Any = None
+    error: float = 0.0
+
+    @property
+    def cautious(self) -> float | None:
+        """The points that a promise is held against: those measured and one standard error.
+
+        >>> Trial(Plan((), 0.0, "", {}), 100, 0.4, error=0.2).cautious
+        0.6000000000000001
+        """
+        return None if self.points is None else self.points + self.error
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +107,10 @@ def search_size(
 def search_drop(
     plan_at: PlanAt, realise: Realise, most_points: float, middle: float, *, most_trials: int = 10
 ) -> Outcome:
-    """The smallest written file that loses at most ``most_points`` on the selection inputs.
+    """The smallest written file whose loss on the selection inputs and one standard error are at most ``most_points``.
+
+    Of several trials near the limit the luckiest would win, and break the promise on other inputs: the error is the
+    margin against that. A plan that changes no answer has none, so the network as it is always keeps the promise.
 
     Bisection over the logarithm of the price; loss rises with it but for noise, so the smallest file among all trials
     that keep the promise wins.
@@ -134,15 +148,15 @@ def search_drop(
         kept = [t for t in [trial(-4.0 * DECADES)] if _keeps(t, most_points)]
     if kept:
         return Outcome(min(kept, key=lambda t: t.nbytes), True, tuple(done.values()))
-    best = min(done.values(), key=lambda t: (math.inf if t.points is None else t.points, t.nbytes))
-    return Outcome(
-        best, False, tuple(done.values()), f"the closest loses {best.points:.2f} points, allowed were {most_points:g}"
-    )
+    best = min(done.values(), key=lambda t: (math.inf if t.cautious is None else t.cautious, t.nbytes))
+    margin = f" ± {best.error:.2f}" if best.error else ""
+    note = f"the closest loses {best.points:.2f}{margin} points, allowed were {most_points:g}"
+    return Outcome(best, False, tuple(done.values()), note)
 
 
 def _keeps(trial: Trial, most_points: float) -> bool:
     # A hair of slack for the floating-point sum that turns counts into points.
-    return trial.points is not None and trial.points <= most_points + 1e-9
+    return trial.cautious is not None and trial.cautious <= most_points + 1e-9
 
 
 def _cheapest(plan_at: PlanAt, fits: Callable[[Plan], bool], middle: float) -> Plan:

@@ -152,7 +152,10 @@ def record(
 
 def _trial(trial: Trial) -> dict[str, Any]:
     price = trial.plan.price if isfinite(trial.plan.price) else None  # JSON has no infinity
-    return {"nbytes": trial.nbytes, "points": trial.points, "price": price, "predicted_loss": trial.plan.loss}
+    return {
+        "nbytes": trial.nbytes, "points": trial.points, "error": None if trial.points is None else trial.error,
+        "price": price, "predicted_loss": trial.plan.loss,
+    }  # fmt: skip
 
 
 def measured_loss(file: Mapping[str, Any]) -> float | None:

@@ -46,6 +46,38 @@ def test_a_classifier_with_labels(rng: np.random.Generator) -> None:
     assert (loss.low, loss.high) == pytest.approx((100 * expected[0], 100 * expected[1]))
 
 
+def test_the_standard_error_is_paired_and_zero_where_nothing_differs(rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 4, 400)
+    original = one_hot(labels, 4)
+    original[:40] = -original[:40]  # 40 wrong
+    other = original.copy()
+    other[:10] = -other[:10]  # 10 put right
+    other[40:50] = -other[40:50]  # 10 lost
+    for given, share in ((labels, 20 / 400), (None, 20 / 400)):
+        judge = Judge((original,), ("y",), given)
+        loss = judge.loss((other,))
+        mean = loss.points / 100
+        assert loss.error == pytest.approx(100 * math.sqrt((share - mean**2) / 400))
+        assert judge.loss((original,)).error == 0.0
+    values = rng.normal(size=(50, 3))
+    judge = Judge((values, values), ("a", "b"))
+    loss = judge.loss((values + 0.1 * rng.normal(size=values.shape), values))
+    assert 0 < loss.error < loss.points
+    assert loss.error == pytest.approx((loss.high - loss.low) / 3.92, rel=0.2)
+    assert judge.loss((values, values)).error == 0.0
+
+
+def test_the_standard_error_of_a_metric_is_that_of_its_resamples(rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 4, 400)
+    original = one_hot(labels, 4)
+    other = original.copy()
+    other[:20] = -other[:20]
+    judge = Judge((original,), ("y",), labels, lambda outputs, labels: float((outputs.argmax(1) == labels).mean()))
+    expected = 100 * math.sqrt(0.05 * 0.95 / 400)
+    assert judge.loss((other,)).error == pytest.approx(expected, rel=0.25)
+    assert judge.loss((original,)).error == 0.0
+
+
 def test_a_better_file_has_a_negative_loss(rng: np.random.Generator) -> None:
     labels = rng.integers(0, 3, 50)
     right, wrong = one_hot(labels, 3), one_hot((labels + 1) % 3, 3)

@@ -34,7 +34,9 @@ def prepared(model, *shape):
     model = lively(model)
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     before = copy.deepcopy(model.state_dict())
-    module = fold_norms(model, export_base(model, find_sites(model, x[:1]), x[:1]).norms)
+    pairs = export_base(model, find_sites(model, x[:1]), x[:1]).norms
+    module, folded = fold_norms(model, pairs)
+    assert {norm for _, norm in folded} <= {n for n, m in module.named_modules() if type(m) is nn.Identity}
     with torch.no_grad():
         worst = float((module(x) - model(x)).abs().max())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()), "the original was changed"
@@ -133,10 +135,25 @@ def test_a_norm_by_function_stays():
 def test_norms_without_statistics_or_gain_stay():
     for norm in (nn.BatchNorm1d(4, affine=False), nn.BatchNorm1d(4, track_running_stats=False)):
         model = nn.Sequential(nn.Linear(4, 4), norm).eval()
-        assert norms(fold_norms(model, [("0", "1")]))
+        assert fold_norms(model, [("0", "1")])[1] == ()
 
 
 def test_a_chain_of_norms_loses_only_the_first():
     module, worst = prepared(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)), 4)
     assert worst < 1e-5
     assert len(norms(module)) == 1
+
+
+def test_a_norm_of_two_names_is_folded_under_both():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+            self.same = self.norm
+
+        def forward(self, x):
+            return self.same(self.layer(x))
+
+    module, worst = prepared(Named(), 4)
+    assert worst < 1e-5
+    assert not norms(module)

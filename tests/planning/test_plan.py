@@ -25,10 +25,11 @@ PLAN = Plan(
 
 @pytest.mark.parametrize("price", [0.0, 1e-12, inf])
 def test_a_plan_survives_json(price):
-    plan = Plan(PLAN.choices, price, PLAN.network, PLAN.settings)
+    plan = Plan(PLAN.choices, price, PLAN.network, PLAN.settings, 3, False, "0123456789abcdef")
     text = plan.to_json()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert plan_from_json(text, SITES) == plan
+    assert plan_from_json(text) == plan
+    plan.check(SITES)
 
 
 def test_sums():
@@ -49,7 +50,7 @@ def edited(**changes):
 
 
 BROKEN = {
-    "another version": edited(version=2),
+    "another version": edited(version=1),
     "no version": edited(version=...),
     "unknown field": edited(extra=1),
     "unknown field of a choice": edited(choices__0__extra=1),
@@ -57,6 +58,13 @@ BROKEN = {
     "no settings": edited(settings=...),
     "settings no object": edited(settings=[]),
     "settings of no object": edited(settings={"svd": 3}),
+    "no seed": edited(seed=...),
+    "seed no number": edited(seed="3"),
+    "seed true": edited(seed=True),
+    "no refit": edited(refit=...),
+    "refit no truth": edited(refit=1),
+    "no data": edited(data=...),
+    "data no text": edited(data=[1]),
     "network no text": edited(network=7),
     "price no number": edited(price="cheap"),
     "price true": edited(price=True),
@@ -84,14 +92,14 @@ BROKEN = {
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
 def test_what_is_no_plan_of_this_network_is_refused(text):
     with pytest.raises(PlanError, match=r"^plan: ") as caught:
-        plan_from_json(text, SITES)
+        plan_from_json(text).check(SITES)
     assert "\n" not in str(caught.value)
 
 
 def test_a_plan_is_for_one_network():
     other = [SITES[0], Site("b.0", SITES[1].geometry, np.ones((2, 2, 5), "f4"))]
     with pytest.raises(PlanError, match="another network"):
-        plan_from_json(PLAN.to_json(), other)
+        plan_from_json(PLAN.to_json()).check(other)
     assert fingerprint(SITES) != fingerprint(SITES[::-1])
     changed = [Site(s.name, s.geometry, 2 * s.weight) for s in SITES]
     assert fingerprint(changed) == fingerprint(SITES), "trained further, it is the same network"

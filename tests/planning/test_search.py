@@ -28,13 +28,14 @@ def plan_at(price):
 class Bench:
     """Realises plans: a file is the predicted bytes and a share and a constant; points rise as the rank falls."""
 
-    def __init__(self, share=1.0, constant=0, points=lambda rank: 0.0):
-        self.share, self.constant, self.points, self.made = share, constant, points, []
+    def __init__(self, share=1.0, constant=0, points=lambda rank: 0.0, error=lambda rank: 0.0):
+        self.share, self.constant, self.points, self.error, self.made = share, constant, points, error, []
 
     def __call__(self, plan):
         rank = plan.choices[0].rank
         self.made.append(rank)
-        return Trial(plan, int(self.share * plan.nbytes) + self.constant, self.points(rank))
+        size = int(self.share * plan.nbytes) + self.constant
+        return Trial(plan, size, self.points(rank), error=self.error(rank))
 
 
 def spend_nothing(plan, spare):
@@ -113,3 +114,30 @@ def test_a_drop_out_of_reach_tells_the_closest():
     assert outcome.best.points == pytest.approx(min(t.points for t in outcome.trials)) == pytest.approx(2.0)
     assert "2.00 points" in outcome.note
     assert "0.5" in outcome.note
+
+
+@settings(max_examples=40, deadline=None)
+@given(threshold=st.integers(50, 900), margin=st.floats(0.11, 5.0))
+def test_a_promise_is_kept_with_one_standard_error_to_spare(threshold, margin):
+    """0.4 points would be within 0.5, were it not for the error."""
+    bench = Bench(
+        points=lambda rank: 0.0 if rank >= threshold else 0.4, error=lambda rank: 0.0 if rank >= threshold else margin
+    )
+    outcome = search_drop(plan_at, bench, 0.5, 1e-3)
+    assert outcome.met
+    assert threshold <= outcome.best.plan.choices[0].rank <= 1.25 * threshold + 2
+
+
+def test_an_error_within_the_budget_changes_nothing():
+    bench = Bench(points=lambda rank: 0.3, error=lambda rank: 0.2)
+    outcome = search_drop(plan_at, bench, 0.5, 1e-3)
+    assert outcome.met
+    assert outcome.best.plan.choices[0].rank == 1
+
+
+def test_where_no_plan_is_certain_enough_the_surest_is_kept_and_the_note_says_how_sure():
+    bench = Bench(points=lambda rank: 0.1, error=lambda rank: 2.0 + (WEIGHTS - rank) / 1000)
+    outcome = search_drop(plan_at, bench, 0.5, 1e-3)
+    assert not outcome.met
+    assert outcome.best.plan.choices[0].rank == WEIGHTS
+    assert outcome.note == "the closest loses 0.10 ± 2.00 points, allowed were 0.5"

@@ -124,7 +124,7 @@ def options():
 
 
 def made(files, options, *, budget=None, roles=None, test=None, met=True, note=""):
-    trials = (Trial(PLAN, 2000, 0.5), Trial(Plan(PLAN.choices, 1e-7, PLAN.network, {}), 1500, None))
+    trials = (Trial(PLAN, 2000, 0.5, error=0.25), Trial(Plan(PLAN.choices, 1e-7, PLAN.network, {}), 1500, None))
     return record(
         files, outcome=Outcome(trials[0], met, trials, note), budget=budget or Budget(size=1000), options=options,
         refitted=frozenset({"body", "head"}), roles=roles, test=test, seed=7, threads=2, seconds=1.5, name="net",
@@ -179,8 +179,8 @@ def test_a_network_that_is_no_classifier_is_measured_in_its_own_unit(labelled, o
 
 def test_trials_are_told_in_their_order(unscored, options):
     assert made(unscored, options)["trials"] == [
-        {"nbytes": 2000, "points": 0.5, "price": None, "predicted_loss": 0.25},
-        {"nbytes": 1500, "points": None, "price": 1e-7, "predicted_loss": 0.25},
+        {"nbytes": 2000, "points": 0.5, "error": 0.25, "price": None, "predicted_loss": 0.25},
+        {"nbytes": 1500, "points": None, "error": None, "price": 1e-7, "predicted_loss": 0.25},
     ]
 
 
