@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from smidgen.budget import Budget
     from smidgen.data import Dataset, Preprocess, open_data
     from smidgen.errors import SmidgenError, UserError
+    from smidgen.export.archive import unpack
     from smidgen.model.load import load_network
     from smidgen.model.replace import rebuild_network
     from smidgen.pipeline import apply, compress
@@ -32,11 +33,12 @@ _HOMES = {
     "load_network": "model.load",
     "open_data": "data",
     "rebuild_network": "model.replace",
+    "unpack": "export.archive",
 }
 
 __all__ = [
     "Budget", "Dataset", "Preprocess", "Result", "SmidgenError", "UserError",
-    "apply", "compress", "load_network", "open_data", "rebuild_network",
+    "apply", "compress", "load_network", "open_data", "rebuild_network", "unpack",
 ]  # fmt: skip
 
 

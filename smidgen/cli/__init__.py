@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from smidgen.cli.parser import parse
 from smidgen.errors import SmidgenError, UserError
 
+# Commands that live in a module of their own, so that they run without what the others import.
+_HOMES = {"unpack": "unpacking"}
 DONE, FAULT, USER_ERROR, NOT_MET, STOPPED = 0, 1, 2, 3, 130
 
 
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not debug:
                 warnings.simplefilter("ignore")  # notices of other packages, nothing a user can act on
             options = parse(sys.argv[1:] if argv is None else argv)
-            command = getattr(importlib.import_module("smidgen.cli.commands"), options.command)
+            home = _HOMES.get(options.command, "commands")
+            command = getattr(importlib.import_module(f"smidgen.cli.{home}"), options.command)
             code = command(options)
             sys.stdout.flush()  # here, where a closed pipe can still be handled
             return code

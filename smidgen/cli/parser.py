@@ -15,6 +15,7 @@ COMMANDS = {
     "inspect": "show each layer: shape, bytes, what each method could save, why one is left alone",
     "apply": "carry out a saved plan.json again",
     "eval": "score any ONNX file in ONNX Runtime",
+    "unpack": "give back the ONNX file inside a .smidgen archive, to the bit",
     "demo": "train a small network on handwritten digits and compress it",
 }
 _EPILOG = """\
@@ -100,9 +101,13 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     commands: dict[str, argparse.ArgumentParser] = {}
     for name, text in COMMANDS.items():
         # No abbreviations: a script that says --s today must not change its meaning when an option is added.
-        commands[name] = inner.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False)
+        commands[name] = inner.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+        )
         _FILL[name](commands[name])
-        _add_common(commands[name], seed=None if name == "apply" else 0)
+        if name != "unpack":
+            _add_computing(commands[name], seed=None if name == "apply" else 0)
+        _add_common(commands[name])
     return parser, commands
 
 
@@ -151,12 +156,18 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", metavar="FILE.py:FUNCTION", help="your own metric instead of accuracy")
 
 
+def _unpack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE.smidgen", help="archive to unpack")
+    parser.add_argument("-o", "--output", metavar="FILE.onnx", help="file to write (default: beside the archive)")
+    parser.add_argument("--limit", metavar="SIZE", help="largest file to unpack to (1 GiB)")
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     _add_budget(parser)
     _add_output(parser, "smidgen-demo")
 
 
-_FILL = {"compress": _compress, "inspect": _inspect, "apply": _apply, "eval": _eval, "demo": _demo}
+_FILL = {"compress": _compress, "inspect": _inspect, "apply": _apply, "eval": _eval, "unpack": _unpack, "demo": _demo}
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -206,11 +217,14 @@ def _add_output(parser: argparse.ArgumentParser, folder: str = "out") -> None:
     parser.add_argument("-o", "--output", metavar="FOLDER", default=folder, help=f"where files go ({folder}/)")
 
 
-def _add_common(parser: argparse.ArgumentParser, seed: int | None) -> None:
+def _add_computing(parser: argparse.ArgumentParser, seed: int | None) -> None:
     default = "the plan's" if seed is None else seed
     parser.add_argument("--seed", metavar="N", type=int, default=seed, help=f"of everything drawn ({default})")
     parser.add_argument("--threads", metavar="N", type=int, help="processor threads")
     parser.add_argument("--device", metavar="NAME", default="cpu", help="where torch computes: cpu or cuda")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the record as JSON, nothing else, on stdout")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.add_argument("--debug", action="store_true", help="tracebacks and warnings")

@@ -18,6 +18,8 @@ from smidgen.coding.streams import MOST_VALUES
 from smidgen.coding.varint import read_varint, write_varint
 from smidgen.errors import LoadError
 
+# Values on which the split is chosen where there are more.
+SAMPLE = 1 << 16
 # As stored: little-endian on every machine.
 DTYPES = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
 
@@ -37,8 +39,13 @@ def pack_floats(values: Shaped[np.ndarray, " count"]) -> bytes:
         raise ValueError(f"pack_floats: dtype {values.dtype} must be one of {list(DTYPES)}")
     # Most significant plane first.
     planes = values.astype(stored).view(np.uint8).reshape(-1, stored.itemsize).T[::-1]
+    splits = range(stored.itemsize + 1)
+    if planes.shape[1] > SAMPLE:
+        some = planes[:, :SAMPLE]
+        sizes = [some[high:].size + (len(pack_bytes(some[:high].tobytes())) if high else 0) for high in splits]
+        splits = [sizes.index(min(sizes))]
     coded = []
-    for high in range(stored.itemsize + 1):
+    for high in splits:
         stream = pack_bytes(planes[:high].tobytes()) if high else b""
         coded.append(bytes([high]) + write_varint(len(stream)) + stream + planes[high:].tobytes())
     return min(coded, key=len)

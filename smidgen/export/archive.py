@@ -12,6 +12,7 @@ torch nor a protobuf library is needed. The format: archive_format.py and docs/a
 from __future__ import annotations
 
 import io
+import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -246,14 +247,14 @@ def read_archive(path: str | Path, limit: int = LIMIT) -> bytes:
         LoadError: it cannot be read, or is itself larger than what it may unpack to.
     """
     try:
-        with Path(path).open("rb") as file:
-            # One byte more shows that it is too long, whatever the file system says of its size.
-            data = file.read(limit + 1)
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise LoadError(f"archive: '{path}' is no file; give a .smidgen file")
+        if status.st_size > limit:
+            raise LoadError(f"archive: '{path}' is larger than the {limit} bytes allowed; raise the limit if right")
+        return Path(path).read_bytes()
     except OSError as error:
         raise LoadError(f"archive: '{path}' cannot be read: {error.strerror}; give a .smidgen file") from None
-    if len(data) > limit:
-        raise LoadError(f"archive: '{path}' has more than the {limit} bytes allowed; raise the limit if that is right")
-    return data
 
 
 def _opened(header: Header, streams: Mapping[str, bytes], limit: int) -> tuple[bytes, list[Record], int]:

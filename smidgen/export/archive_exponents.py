@@ -19,7 +19,7 @@ from smidgen.coding import pack_many, unpack_many
 from smidgen.errors import LoadError
 
 _MIDDLES, _JOINED, _WAYS = 1, 2, 4
-Vector: TypeAlias = Int32[np.ndarray, " scales"]
+Vector: TypeAlias = Int32[np.ndarray, "_"]
 
 
 def pack_exponents(rows: Sequence[Vector], columns: Sequence[Vector]) -> bytes:
@@ -29,7 +29,7 @@ def pack_exponents(rows: Sequence[Vector], columns: Sequence[Vector]) -> bytes:
     >>> unpack_exponents(pack_exponents(rows, columns), [3], [1], limit=4)
     ([array([-20, -19, -21], dtype=int32)], [array([3], dtype=int32)])
     """
-    single = _differences([vector[0] for vector in columns if len(vector) == 1])
+    single = _differences([int(vector[0]) for vector in columns if len(vector) == 1])
     parts = [list(rows), [vector for vector in columns if len(vector) != 1]]
     coded = []
     for way in range(_WAYS):

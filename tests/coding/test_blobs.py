@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import smidgen.coding.blobs as blobs
+import smidgen.coding.floats as floats
 from smidgen.coding import pack_bytes, pack_floats, unpack_bytes, unpack_floats
 from smidgen.errors import LoadError
 
@@ -83,6 +84,16 @@ def test_scales_cost_less_than_their_bytes(compiled: None) -> None:
     scales = np.exp(np.random.default_rng(0).normal(-4, 0.5, 256)).astype(np.float32)
     # Sign and exponent hold about 2 of their 9 bits; the mantissa all of its 23.
     assert len(pack_floats(scales)) < 0.83 * scales.nbytes
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_many_floats_are_split_as_their_first(compiled: None, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    monkeypatch.setattr(floats, "SAMPLE", 2000)
+    values = np.random.default_rng(0).normal(0, 0.1, floats.SAMPLE + 1000).astype(dtype)
+    stream, first = pack_floats(values), pack_floats(values[: floats.SAMPLE])
+    assert stream[0] == first[0] > 0
+    assert len(stream) < 0.95 * values.nbytes
+    assert unpack_floats(stream, len(values), dtype).tobytes() == values.tobytes()
 
 
 def test_wrong_floats_are_named() -> None:
