@@ -68,3 +68,40 @@ def faces(split: str) -> Dataset:
 def ready(data: Dataset) -> Dataset:
     """The set decoded once and kept in memory: a sweep reads it dozens of times."""
     return Dataset.from_array(np.asarray(data), data.labels)
+
+
+# What the networks were trained with; see the data folder's own notes.
+CATS = Preprocess(mean=(128,), std=(128,))
+CIFAR = Preprocess(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+MOBILENET = Preprocess(mean=(127.5,), std=(127.5,), crop=224)
+
+
+def calibration_and_test(name: str, seed: int, count: int = 1000) -> tuple[Dataset, Dataset]:
+    """Unlabelled training inputs, and the labelled test split.
+
+    Args:
+        name: lenet, resnet20, catsdogs, squeezenet or mobilenet_v2.
+        seed: of the training inputs taken; the ImageNet sample is divided 300 to 700 for good.
+        count: training inputs at most.
+    """
+    if name == "squeezenet":
+        calibration, test = imagenet_sample(300, 0)
+        return unlabelled(calibration), test
+    if name == "mobilenet_v2":
+        whole = open_data(data_folder() / IMAGENET_SAMPLE, preprocess=MOBILENET)
+        order = np.random.default_rng(0).permutation(len(whole))
+        test = ready(whole.take(order[300:]))
+        classes = None if test.labels is None else np.asarray(test.labels) + 1  # 1001 outputs, the first for nothing
+        return unlabelled(whole.take(order[:300])), Dataset.from_array(np.asarray(test), classes)
+    if name == "lenet":
+        train, test = mnist(MNIST_TRAIN), mnist(MNIST_TEST)
+    else:
+        file, preprocess = {"resnet20": ("cifar10_jpeg.npz", CIFAR), "catsdogs": ("cats_dogs_128.npz", CATS)}[name]
+        train, test = (open_data(data_folder() / file, split=s, preprocess=preprocess) for s in ("train", "test"))
+    order = np.random.default_rng(seed).permutation(len(train))[:count]
+    return unlabelled(train.take(order)), ready(test)
+
+
+def unlabelled(data: Dataset) -> Dataset:
+    """The inputs alone."""
+    return Dataset.from_array(np.asarray(data))

@@ -142,7 +142,7 @@ def test_the_record_has_every_field_of_the_promise(default):
 
 
 def test_the_written_file_is_what_was_measured(default):
-    entry, (path,) = default.record["files"]["onnx"], default.files.values()
+    entry, path = default.record["files"]["onnx"], default.files["onnx"]
     assert path.stat().st_size == entry["nbytes"]
     weights = sum(int(np.prod(t.dims)) for t in onnx.load(path).graph.initializer if t.data_type == 1)
     assert weights == entry["params"] == sum(p.numel() for p in default.model.parameters())

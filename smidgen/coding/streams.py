@@ -161,6 +161,8 @@ def _raw(values: np.ndarray) -> bytes:
 
 def _adaptive(tensors: Sequence[np.ndarray]) -> bytes:
     """Each tensor's walk and the rate of all are chosen on samples, one after another."""
+    if not kernel.is_compiled():  # minutes instead of seconds, for one or two per cent
+        return _encode(tensors, [_Walk()] * len(tensors), 1)
     samples = [_sample(tensor) for tensor in tensors]
     walks = [_walk(sample) for sample in samples]
     some = _first(samples)

@@ -180,14 +180,22 @@ def layers(outcome: Outcome, options: Sequence[Options], refitted: frozenset[str
         after = option.outline(choice.method, choice.rank)
         g = option.site.geometry
         entries.append({
-            "name": option.site.name, "form": describe(after), "rank": choice.rank, "method": choice.method,
+            "name": option.site.name, "form": _form(after, choice.step), "rank": choice.rank, "method": choice.method,
+            "step": choice.step,
             "shape": list(option.site.weight.shape),
-            "nbytes_before": nbytes(before, g), "nbytes_after": nbytes(after, g),
+            "nbytes_before": nbytes(before, g), "nbytes_after": nbytes(after, g) if choice.step is None else choice.nbytes,
             "params_before": params(before, g), "params_after": params(after, g),
             "macs_before": macs(before, g), "macs_after": macs(after, g),
             "predicted_loss": choice.loss, "reason": choice.reason, "refitted": option.site.name in refitted,
         })  # fmt: skip
     return entries
+
+
+def _form(form: Form, step: float | None) -> str:
+    """What a form is called in the record: with integers in its leaves where it has a step."""
+    if step is None:
+        return describe(form)
+    return "quantized" if isinstance(form, Dense) else f"{describe(form)}, quantized"
 
 
 def versions() -> dict[str, str]:

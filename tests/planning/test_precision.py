@@ -1,0 +1,177 @@
+"""Rounding a site's forms: laws over the ladder of steps, and what a refit on moments adds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from smidgen.calibrate.columns import input_rows
+from smidgen.errors import PlanError, Refusal
+from smidgen.forms import CP, Dense, Geometry, LowRank, Quantized, dense, leaves
+from smidgen.methods import methods, roundings
+from smidgen.planning.candidates import gather
+from smidgen.planning.precision import Precision, with_precision
+from smidgen.planning.refit import Moments, rounded
+from smidgen.planning.rounding import Metric, metric_of, round_bias, round_form
+from smidgen.site import Curvature, Moment, Site, Stored, grouped
+
+GPTQ = roundings()["gptq"]
+LINEAR = Geometry("linear", 40, 24)
+CONV = Geometry("conv", 6, 10, (3, 3), (1, 1), (1, 1), (1, 1), 1, (6, 6), (6, 6))
+GROUPED = Geometry("conv", 12, 8, (3, 3), (1, 1), (1, 1), (1, 1), 4, (6, 6), (6, 6))
+DEPTHWISE = Geometry("conv", 8, 8, (3, 3), (1, 1), (1, 1), (1, 1), 8, (6, 6), (6, 6))
+
+
+def site(geometry: Geometry, seed: int = 0, bias: bool = False) -> Site:
+    shape = (geometry.out_channels, geometry.in_channels // geometry.groups, *geometry.kernel)
+    draw = np.random.default_rng(seed)
+    values = draw.normal(size=shape).astype("f4")
+    return Site("layer", geometry, values, draw.normal(size=shape[0]).astype("f4") if bias else None)
+
+
+def curvature(one: Site, seed: int = 1) -> Curvature:
+    g, draw = one.geometry, np.random.default_rng(seed)
+    n, out = one.weight.size // one.weight.shape[0], one.weight.shape[0] // g.groups
+    x = draw.normal(size=(g.groups, 4 * n, n)) * np.geomspace(0.1, 3.0, n)
+    y = draw.normal(size=(g.groups, 4 * out, out)) / 10
+    return Curvature(
+        Moment(matrix=torch.from_numpy(x.swapaxes(1, 2) @ x / len(x[0])).float()),
+        Moment(matrix=torch.from_numpy(y.swapaxes(1, 2) @ y / len(y[0])).float()),
+        "calibration", 50,
+    )  # fmt: skip
+
+
+def options(one: Site, curved: Curvature):
+    (option,) = gather([one], {one.name: curved}, {"svd": methods()["svd"]})
+    return with_precision(option, curved, GPTQ)
+
+
+@pytest.mark.parametrize("geometry", [LINEAR, CONV, GROUPED, DEPTHWISE], ids=["linear", "conv", "grouped", "depthwise"])
+@pytest.mark.parametrize("data", [True, False], ids=["data", "no data"])
+def test_the_ladder_falls_in_bytes_as_it_rises_in_loss(geometry, data):
+    one = site(geometry)
+    option = options(one, curvature(one) if data else Curvature(scale=0.01))
+    assert option.labels[0] == (None, None, None)
+    assert len(option.labels) > 10
+    assert (np.diff(option.sizes) < 0).all()
+    assert (np.diff(option.losses) > 0).all()
+    assert all(label.step is not None for label in option.labels[1:])
+    assert option.losses[-1] <= 1.2 * option.worth  # the coarsest is hardly worse than no layer at all
+
+
+@pytest.mark.parametrize("geometry", [LINEAR, CONV, GROUPED, DEPTHWISE], ids=["linear", "conv", "grouped", "depthwise"])
+def test_every_option_can_be_made_and_costs_about_what_was_said(geometry):
+    one = site(geometry)
+    curved = curvature(one)
+    option = options(one, curved)
+    for i in range(1, len(option.labels), 7):
+        form = option.form(*option.labels[i])
+        assert all(isinstance(leaf, Quantized) for leaf in leaves(form))
+        assert dense(form).shape == one.weight.shape
+        assert np.isfinite(dense(form)).all()
+        change = torch.from_numpy(grouped(one.weight - dense(form), geometry.groups)).double()
+        true = curved.loss(change)
+        # Rows are taken one by one and rows of little gradient count more than they should: an upper estimate.
+        assert true < 4 * option.losses[i] + 1e-12
+
+
+def test_a_fine_step_gives_the_weight_back():
+    one = site(CONV)
+    precision = Precision(one, metric_of(one, curvature(one)), GPTQ)
+    form = precision.form(Dense(one.weight), 2.0**-14)
+    np.testing.assert_allclose(dense(form), one.weight, atol=1e-2)
+    again = precision.form(Dense(one.weight), 2.0**-14)
+    assert isinstance(form, Quantized)
+    assert isinstance(again, Quantized)
+    assert (form.integers == again.integers).all()
+
+
+def test_error_feedback_beats_rounding_to_the_nearest():
+    one = site(LINEAR)
+    metric = metric_of(one, curvature(one))
+    precision = Precision(one, metric, GPTQ)
+    form = precision.form(Dense(one.weight), 0.2)
+    assert isinstance(form, Quantized)
+    steps = dense(Quantized(np.ones_like(form.integers), form.row, form.column, form.per_octave))
+    nearest = np.round(one.weight / steps) * steps
+    losses = [
+        curvature(one).loss(torch.from_numpy(one.weight - w)[None].double()) for w in (dense(form), nearest)
+    ]  # fmt: skip
+    assert losses[0] < losses[1]
+
+
+def test_the_last_factor_makes_good_what_the_first_lost():
+    one = site(LINEAR)
+    curved = curvature(one)
+    (option,) = gather([one], {one.name: curved}, {"svd": methods()["svd"]})
+    form = option.form("svd", 10)
+    metric = metric_of(one, curved)
+    target = torch.from_numpy(grouped(one.weight, 1)).double()
+    result = round_form(form, target, LINEAR, metric, GPTQ, 0.3)
+    assert isinstance(result, LowRank)
+    assert isinstance(form, LowRank)
+    kept = LowRank(v=result.v, u=form.u)
+
+    def loss(w: np.ndarray) -> float:
+        return curved.loss(torch.from_numpy(one.weight - w)[None].double())
+
+    assert loss(dense(result)) < 1.5 * loss(dense(kept))
+
+
+def test_what_has_no_rounding_says_so():
+    one = site(CONV)
+    target, metric = torch.from_numpy(grouped(one.weight, 1)).double(), metric_of(one, Curvature())
+    cp = CP(Dense(np.ones((2, 6), "f4")), (Dense(np.ones((2, 3), "f4")),) * 2, Dense(np.ones((10, 2), "f4")))
+    with pytest.raises(Refusal, match="two factors"):
+        round_form(cp, target, CONV, metric, GPTQ, 0.1)
+    turned = Site("up", Geometry("conv_transpose", 4, 2, (2, 2), (2, 2), (0, 0), (1, 1), 1, (3, 3), (6, 6), (0, 0)),
+                  np.ones((4, 2, 2, 2), "f4"))  # fmt: skip
+    option = options(turned, Curvature())
+    assert "transposed" in option.refusals["gptq"]
+    with pytest.raises(PlanError, match="cannot be rounded"):
+        option.form(None, None, 0.1)
+
+
+def test_dead_inputs_and_dead_rows_are_handled():
+    one = site(LINEAR)
+    curved = curvature(one)
+    assert curved.inputs.matrix is not None
+    assert curved.outputs.matrix is not None
+    curved.inputs.matrix[:, :5] = 0
+    curved.inputs.matrix[:, :, :5] = 0
+    curved.outputs.matrix[:, 3] = 0
+    curved.outputs.matrix[:, :, 3] = 0
+    option = options(one, curved)
+    assert np.isfinite(option.losses).all()
+    assert np.isfinite(dense(option.form(*option.labels[5]))).all()
+
+
+def test_a_moment_of_zeros_is_handled():
+    one = site(CONV)
+    zero = Curvature(Moment(matrix=torch.zeros(1, 54, 54)), Moment(matrix=torch.zeros(1, 10, 10)), "calibration", 1)
+    option = options(one, zero)
+    assert np.isfinite(option.losses).all()
+
+
+def test_a_bias_is_a_column_of_ones():
+    bias = np.array([0.5, -0.25, 3.0], np.float32)
+    form = round_bias(bias, torch.ones(1, 3), 16, 0.01)
+    assert np.abs(dense(form) - bias).max() <= 0.01 / 4  # half of 0.01 / sqrt(16), on a grid of a quarter octave
+
+
+def test_rounding_aims_at_the_originals_outputs_on_the_inputs_it_gets():
+    one = site(LINEAR, bias=True)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 40, generator=draw)
+    y = x @ torch.from_numpy(one.weight).T + torch.from_numpy(np.asarray(one.bias))
+    shifted = 0.8 * x + 0.3  # what the layers before make of it
+    sums = Moments()
+    sums.add(y[None], input_rows(shifted, LINEAR, None))
+    precision = Precision(one, Metric(Moment(matrix=(x.T @ x / 2000)[None])), GPTQ)
+    stored = rounded(Stored(Dense(one.weight), one.bias), precision, 2.0**-8, sums, determined=True)
+    assert stored.bias_form is not None
+    assert (dense(stored.bias_form) == stored.bias).all()
+    answer = shifted @ torch.from_numpy(dense(stored.form)).T + torch.from_numpy(np.asarray(stored.bias))
+    untouched = shifted @ torch.from_numpy(one.weight).T + torch.from_numpy(np.asarray(one.bias))
+    assert float((answer - y).square().mean()) < 0.01 * float((untouched - y).square().mean())
