@@ -153,11 +153,15 @@ def fit_left(
 def round_bias(bias: np.ndarray, rows: Float[Tensor, "groups out"], positions: int, step: float) -> Quantized:
     """A bias as integers: one more column, whose input is one at every position.
 
-    >>> round_bias(np.array([0.5, -0.25]), torch.ones(1, 2), 4, 0.5).integers.tolist()
+    Its step is c / (√g · positions): gradients at the positions of one sample mostly point the same way, so what shifts
+    them all together costs up to positions², not the positions that independent ones would. (MobileNetV2 at 2.0 MB:
+    KL 0.037 with the root, 0.015 with no rounding of biases at all.)
+
+    >>> round_bias(np.array([0.5, -0.25]), torch.ones(1, 2), 4, 1.0).integers.tolist()
     [2, -1]
     """
     mean = float(rows.double().mean().clamp_min(1e-300))
-    exponent = nearest_exponents(np.array([step / (mean * positions) ** 0.5]), 4)
+    exponent = nearest_exponents(np.array([step / (mean**0.5 * positions)]), 4)
     integers = np.round(bias.astype(np.float64) / float(scales(exponent, 4)[0]))
     return Quantized(
         np.clip(integers, -(1 << 23), 1 << 23).astype(np.int32), np.zeros(len(bias), np.int32), exponent, 4
