@@ -101,9 +101,8 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     commands: dict[str, argparse.ArgumentParser] = {}
     for name, text in COMMANDS.items():
         # No abbreviations: a script that says --s today must not change its meaning when an option is added.
-        commands[name] = inner.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
-        )
+        told = f"{text[0].upper()}{text[1:]}."
+        commands[name] = inner.add_parser(name, help=text, description=told, allow_abbrev=False)
         _FILL[name](commands[name])
         if name != "unpack":
             _add_computing(commands[name], seed=None if name == "apply" else 0)

@@ -110,8 +110,8 @@ def pack_archive(model: bytes, quantized: Mapping[str, Packed]) -> bytes:
     unknown = set(quantized) - {tensor.name.decode(errors="replace") for tensor in found}
     if unknown:
         raise ValueError(f"archive: no initializer {min(unknown)!r} with raw bytes in the model; give one of its names")
-    graph, records, at = b"", list[Record](), 0
-    forms, floats = list[Quantized](), {name: b"" for name in KINDS[:QUANTIZED]}
+    graph, records, at = bytearray(), list[Record](), 0
+    forms, floats = list[Quantized](), {name: bytearray() for name in KINDS[:QUANTIZED]}
     for tensor, packed in zip(found, named, strict=True):
         raw = model[tensor.raw : tensor.end]
         kind = QUANTIZED if packed is not None else _float_kind(tensor, len(raw))
@@ -127,7 +127,7 @@ def pack_archive(model: bytes, quantized: Mapping[str, Packed]) -> bytes:
         records.append(record)
         graph += model[at:start]
         at = tensor.end
-    data = _joined(graph + model[at:], zlib.crc32(model), records, forms, floats)
+    data = _joined(bytes(graph + model[at:]), zlib.crc32(model), records, forms, floats)
     if unpack_archive(data, max(LIMIT, len(model))) != model:
         raise VerificationError("archive: it does not unpack to the model; please report it")
     return data
@@ -151,7 +151,9 @@ def _quantized(record: Record, packed: Packed, tensor: Initializer, raw: bytes) 
     except ValueError as error:
         raise VerificationError(f"archive: {name!r} has integers and scales that do not fit: {error}") from error
     ranks = form.integers.ndim, len(tensor.dims)
-    storable = kind_of(tensor.dtype) == 1 and raw and 0 < min(ranks) <= max(ranks) <= MOST_SIDES
+    storable = (
+        kind_of(tensor.dtype) == 1 and record.nbytes == len(raw) > 0 and 0 < min(ranks) <= max(ranks) <= MOST_SIDES
+    )
     if not storable or given.tobytes() != raw:
         raise VerificationError(
             f"archive: {name!r} {list(tensor.dims)} is not, to the bit, what its integers {list(form.integers.shape)} "
@@ -168,7 +170,7 @@ def _quantized(record: Record, packed: Packed, tensor: Initializer, raw: bytes) 
 
 
 def _joined(
-    graph: bytes, checksum: int, records: list[Record], forms: list[Quantized], floats: Mapping[str, bytes]
+    graph: bytes, checksum: int, records: list[Record], forms: list[Quantized], floats: Mapping[str, bytearray]
 ) -> bytes:
     text = write_records(records) + graph
     streams = {"graph": pack_bytes(text, primer=primer())}

@@ -20,9 +20,9 @@ from smidgen.errors import LoadError
 from smidgen.export.archive_wire import head
 
 MAGIC, VERSION = b"SMDG", 1
-STREAMS = ("graph", "integers", "exponents", "float16", "float32", "float64")
+STREAMS: tuple[str, ...] = ("graph", "integers", "exponents", "float16", "float32", "float64")
 # By kind, which is the flags' lowest two bits: the stream, ONNX's number of the dtype in the file, bytes of a value.
-KINDS = ("float16", "float32", "float64", "quantized")
+KINDS: tuple[str, ...] = ("float16", "float32", "float64", "quantized")
 _DTYPES, _SIZES = (10, 1, 11, 1), (2, 4, 8, 4)
 QUANTIZED = 3
 # Of a network this project is for; each record costs an unpacker a few hundred bytes of its own.

@@ -56,6 +56,8 @@ def test_an_archive_of_the_first_version(as_model: AsModel) -> None:
 
 def test_the_primer_is_this_on_every_machine() -> None:
     # A changed byte makes every archive written before unreadable.
+    document = Path(__file__).resolve().parents[2] / "docs" / "archive.md"
+    assert f"{len(primer())} bytes, crc32 `{zlib.crc32(primer()):08x}`" in document.read_text(encoding="utf-8")
     assert (len(primer()), zlib.crc32(primer())) == (5381, 0xFE31E655)
 
 
@@ -219,6 +221,11 @@ def test_what_is_not_the_same_to_the_bit_is_refused(as_model: AsModel, round_one
     for packed in ({"w": Packed(form, transposed=True)}, {"double": Packed(form)}):
         with pytest.raises(VerificationError, match="not, to the bit"):
             pack_archive(model, packed)
+    # Dims that its raw bytes do not fill: no float tensor to cut out, and not what any integers give.
+    odd = model.replace(b"\x08\x04\x08\x06\x10\x01", b"\x08\x04\x08\x07\x10\x01")
+    assert unpack_archive(pack_archive(odd, {})) == odd != model
+    with pytest.raises(VerificationError, match="not, to the bit"):
+        pack_archive(odd, {"w": Packed(form)})
     with pytest.raises(ValueError, match="no initializer 'v'"):
         pack_archive(model, {"v": Packed(form)})
 

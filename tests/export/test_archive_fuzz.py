@@ -1,4 +1,4 @@
-"""Hostile archives: whatever was done to them, a LoadError or the very bytes packed, soon and in little memory."""
+"""Hostile archives: whatever was done to them, a LoadError or the very bytes that were packed, and soon."""
 
 from __future__ import annotations
 
