@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from smidgen.budget import Budget, format_size
-from smidgen.calibrate.answers import outputs_of
+from smidgen.calibrate.answers import outputs_of, true_loss
 from smidgen.calibrate.curvature import collect
 from smidgen.data import Dataset, Roles
 from smidgen.errors import VerificationError
@@ -26,7 +26,7 @@ from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.plan import Choice, Plan
 from smidgen.planning.precision import with_precision
 from smidgen.planning.probe import SHARES, probe
-from smidgen.planning.realise import Realised, realise, references
+from smidgen.planning.realise import REFITS, Realised, Refit, realise, references
 from smidgen.planning.search import Outcome, Trial
 from smidgen.report.record import measure_files, record
 from smidgen.report.result import Result, Scratch
@@ -113,6 +113,7 @@ class Workshop:
                 module, sites, _kept_batches(task.roles, REFIT_INPUTS), device=task.device, seed=task.seed
             )
         self.count = 0
+        self.mode: Refit | None = None
         self.original = self._original()
         self.judge = self._judge(agreement)
 
@@ -121,10 +122,7 @@ class Workshop:
         task = self.task
         self.count += 1
         path = self.folder.path / f"trial{self.count}.onnx"
-        realised = realise(
-            task.prepared.module, self.options, plan, self.known, device=task.device,
-            tick=lambda name: self.progress(f"trial {self.count}", 0, 0),
-        )  # fmt: skip
+        realised = self._realised(plan)
         write_onnx(task.prepared, realised.stored, path)
         nbytes = write_target(self.targets[0], task.prepared, realised.stored, path).stat().st_size
         points, error = None, 0.0
@@ -134,6 +132,39 @@ class Workshop:
                 points, error = loss.points, loss.error
         self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
         return Trial(plan, nbytes, points, (realised, path), error)
+
+    def _realised(self, plan: Plan) -> Realised:
+        """The plan carried out, with the kind of refit that measured best on the selection inputs.
+
+        A layer of integers that is moved to the original's outputs on the inputs it now gets makes good what was lost
+        before it, and learns the sample: LeNet and ResNet-20 gain by it, MobileNetV2 from 240 inputs loses (KL 0.11
+        with weights, 0.04 with biases alone, 0.015 with nothing moved). The first plan decides for all.
+        """
+        task = self.task
+
+        def carry_out(mode: Refit) -> Realised:
+            return realise(
+                task.prepared.module, self.options, plan, self.known, refit=mode, device=task.device,
+                tick=lambda name: self.progress(f"trial {self.count}", 0, 0),
+            )  # fmt: skip
+
+        if self.mode is not None or self.known is None or all(c.step is None for c in plan.choices):
+            return carry_out(self.mode or "weights")
+        tried = {mode: carry_out(mode) for mode in REFITS}
+        losses = {mode: self._loss(realised) for mode, realised in tried.items()}
+        self.mode = min(REFITS, key=lambda mode: losses[mode])
+        return tried[self.mode]
+
+    def _loss(self, realised: Realised) -> float:
+        """KL, or the normalised squared error, on the selection inputs."""
+        assert self.task.roles is not None
+        before, after = [], []
+        with torch.no_grad():
+            for batch in self.task.roles.selection.batches():
+                x = torch.from_numpy(batch).to(self.task.device)
+                before.append(outputs_of(self.task.prepared.module(x)))
+                after.append(outputs_of(realised.model(x)))
+        return true_loss(before, after)
 
     def finish(self, outcome: Outcome, budget: Budget, seconds: float) -> Result:
         """Verify the chosen file, score it once on the test inputs, and write the record."""

@@ -18,7 +18,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from smidgen.model.replace import place
 from smidgen.planning.candidates import Options
 from smidgen.planning.plan import Choice, Plan
 from smidgen.planning.precision import Precision
-from smidgen.planning.refit import Moments, refitted, rounded
+from smidgen.planning.refit import Moments, refitted, rounded, with_bias
 from smidgen.site import Site, Stored, untouched
 
 PASSES, ROUNDING_PASSES = (
@@ -71,6 +71,10 @@ class References:
     batches: Sequence[np.ndarray]
     rows: Mapping[str, list[Tensor]]
     positions: Mapping[str, Tensor | None]
+
+
+Refit = Literal["weights", "biases", "nothing"]
+REFITS: tuple[Refit, ...] = ("weights", "biases", "nothing")
 
 
 class _Enough(Exception):
@@ -114,6 +118,7 @@ def realise(
     plan: Plan,
     known: References | None = None,
     *,
+    refit: Refit = "weights",
     device: str = "cpu",
     tick: Callable[[str], None] = lambda name: None,
 ) -> Realised:
@@ -124,19 +129,21 @@ def realise(
         options: of every site, in running order.
         plan: one choice a site.
         known: the original's outputs, for the refit; None leaves the forms as the methods made them.
+        refit: what a refit may move in layers of integers.
         device: where the model lies.
         tick: called with each changed site's name when it is done.
     """
     smaller = copy.deepcopy(model)
-    jobs = _jobs(options, plan, known)
+    jobs = _jobs(options, plan, known, refit)
     stored = {o.site.name: untouched(o.site) for o in options}
     for block in _blocks(jobs, ROUNDING_PASSES if any(job.step for job in jobs) else PASSES):
         for job in block:
             stored[job.site.name] = job.start()
             place(smaller, job.site, stored[job.site.name])
-        if known is not None:
-            stored.update(_refit(smaller, block, stored, known, device))
-            for job in block:
+        moved = [job for job in block if job.refitted]
+        if known is not None and moved:
+            stored.update(_refit(smaller, moved, stored, known, device))
+            for job in moved:
                 place(smaller, job.site, stored[job.site.name])
         for job in block:
             tick(job.site.name)
@@ -175,18 +182,24 @@ class _Job:
         """The form before its refit: floats where the refit rounds."""
         method, rank, step = self.choice.method, self.choice.rank, self.choice.step
         later = self.refitted and (self.determined or method is not None)
-        form = self.option.form(method, rank, None if later else step)
-        return Stored(form, self.site.bias)
+        stored = Stored(self.option.form(method, rank, None if later else step), self.site.bias)
+        return stored if step is None or self.refitted else with_bias(stored, self.precision, step)
+
+    @property
+    def precision(self) -> Precision:
+        assert isinstance(self.option.precision, Precision)
+        return self.option.precision
 
 
-def _jobs(options: Sequence[Options], plan: Plan, known: References | None) -> list[_Job]:
+def _jobs(options: Sequence[Options], plan: Plan, known: References | None, refit: Refit) -> list[_Job]:
     """Changed sites, and dense ones after them that can make good for free what was lost before them."""
     result: list[_Job] = []
     for option, choice in zip(options, plan.choices, strict=True):
-        determined = known is not None and _well_determined(option.site, known)
+        fixed = choice.step is not None and refit != "weights"
+        determined = known is not None and not fixed and _well_determined(option.site, known)
         changed = choice.method is not None or choice.step is not None
         if changed or (result and determined):
-            refitted = known is not None and option.site.name in known.rows
+            refitted = known is not None and option.site.name in known.rows and not (fixed and refit == "nothing")
             result.append(_Job(option, choice, refitted, determined))
     return result
 
@@ -244,8 +257,7 @@ def _seen_by(job: _Job, stored: Stored) -> Geometry:
 def _solved(job: _Job, stored: Stored, sums: Moments) -> Stored:
     if job.step is None:
         return refitted(stored, stages(stored.form, job.site.geometry)[-1].geometry, sums)
-    assert isinstance(job.option.precision, Precision)
-    return rounded(stored, job.option.precision, job.step, sums, determined=job.determined)
+    return rounded(stored, job.precision, job.step, sums, determined=job.determined)
 
 
 def _run(model: nn.Module, batches: Sequence[np.ndarray], handles: list[Any], device: str) -> None:

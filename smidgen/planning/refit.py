@@ -125,9 +125,17 @@ def rounded(stored: Stored, precision: Precision, step: float, sums: Moments, *,
     if not intercept:
         return Stored(form)
     weight = torch.as_tensor(grouped(dense(form), g.groups), dtype=torch.float64, device=sums.z.device)
-    rows = metric.rows(g.groups, weight.shape[1])
-    bias_form = round_bias(_floats(sums.intercept(weight).flatten()), rows, g.positions, step)
-    return Stored(form, dense(bias_form), bias_form)
+    return with_bias(Stored(form, _floats(sums.intercept(weight).flatten())), precision, step)
+
+
+def with_bias(stored: Stored, precision: Precision, step: float) -> Stored:
+    """The same form with its bias in integers too."""
+    if stored.bias is None:
+        return stored
+    g = precision.site.geometry
+    rows = precision.metric.rows(g.groups, g.out_channels // g.groups)
+    bias_form = round_bias(stored.bias, rows, g.positions, step)
+    return Stored(stored.form, dense(bias_form), bias_form)
 
 
 def _floats(values: Tensor) -> np.ndarray:
