@@ -151,14 +151,20 @@ def test_the_written_file_is_what_was_measured(default):
         assert np.allclose(runner.run(x)[0], default.model(torch.from_numpy(x)).numpy(), atol=1e-3)
 
 
-def test_saving_writes_four_files(default, tmp_path):
+def test_saving_writes_five_files(default, tmp_path):
     out = default.save(tmp_path / "new" / "out")
-    assert sorted(p.name for p in out.iterdir()) == ["model.onnx", "model.safetensors", "plan.json", "result.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "model.onnx",
+        "model.safetensors",
+        "model.smidgen",
+        "plan.json",
+        "result.json",
+    ]
     assert (out / "model.onnx").stat().st_size == nbytes(default)
     stored = json.loads((out / "result.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert stored["layers"] == default.record["layers"]
     default.save(out)
-    assert len(list(out.iterdir())) == 4, "saving again replaces"
+    assert len(list(out.iterdir())) == 5, "saving again replaces"
 
 
 def test_a_saved_network_is_rebuilt_by_the_users_class_and_trains(default, tmp_path):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from smidgen.pipeline.workshop import Workshop, candidates
 from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
 from smidgen.planning.candidates import Options
 from smidgen.planning.plan import Plan, plan_from_json
+from smidgen.planning.realise import Refit
 from smidgen.planning.search import Outcome, search_drop, search_size
 from smidgen.report.result import Result
 
@@ -132,7 +134,8 @@ def apply(
     target = "archive" if any(c.step is not None for c in parsed.choices) else "onnx"
     options, _ = candidates(task, needed, progress, parsed.settings, target)
     with Threads(task.threads):
-        work = Workshop(task, options, refit, progress, targets=(target,))
+        mode = None if target == "onnx" else cast(Refit, parsed.moved)
+        work = Workshop(task, options, refit, progress, targets=(target,), mode=mode)
         trial = work.trial(replace(parsed, **work.circumstances))
         outcome = Outcome(trial, met=True, note=_differences(parsed, trial.plan))
         return work.finish(outcome, Budget(), time.perf_counter() - started)

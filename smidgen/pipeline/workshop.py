@@ -90,6 +90,7 @@ class Workshop:
         progress: called with (stage, done, total).
         agreement: trials are judged by agreement with the original, even where there are labels.
         targets: the files wanted; a budget binds the first.
+        mode: what a refit moves in layers of integers; found by measurement when None.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Workshop:
         *,
         agreement: bool = False,
         targets: Sequence[str] = ("onnx",),
+        mode: Refit | None = None,
     ) -> None:
         self.task, self.options, self.progress, self.targets = task, options, progress, tuple(targets)
         self.circumstances: dict[str, Any] = {"seed": task.seed, "refit": refit, "data": data_hash(task.roles)}
@@ -113,7 +115,7 @@ class Workshop:
                 module, sites, _kept_batches(task.roles, REFIT_INPUTS), device=task.device, seed=task.seed
             )
         self.count = 0
-        self.mode: Refit | None = None
+        self.mode = mode
         self.original = self._original()
         self.judge = self._judge(agreement)
 
@@ -131,6 +133,7 @@ class Workshop:
                 loss = self.judge.loss(run_dataset(runner, task.roles.selection.batches()))
                 points, error = loss.points, loss.error
         self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
+        plan = replace(plan, moved=self.mode or "weights")
         return Trial(plan, nbytes, points, (realised, path), error)
 
     def _realised(self, plan: Plan) -> Realised:

@@ -12,6 +12,7 @@ from smidgen.errors import PlanError
 from smidgen.site import Site
 
 VERSION = 2
+MOVED = ("weights", "biases", "nothing")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Plan:
         settings: by method name, what the methods were set to.
         seed: of everything drawn in the run that made it.
         refit: whether that run refitted layers on its data.
+        moved: what a refit moved in layers of integers: weights, biases or nothing.
         data: hash of its calibration inputs, None where it had none.
     """
 
@@ -58,6 +60,7 @@ class Plan:
     seed: int = 0
     refit: bool = True
     data: str | None = None
+    moved: str = "weights"
 
     @property
     def loss(self) -> float:
@@ -79,7 +82,7 @@ class Plan:
         price = None if self.price == inf else self.price  # JSON has no infinity
         entries = {
             "version": VERSION, "network": self.network, "price": price, "settings": self.settings,
-            "seed": self.seed, "refit": self.refit, "data": self.data,
+            "seed": self.seed, "refit": self.refit, "data": self.data, "moved": self.moved,
         }  # fmt: skip
         return json.dumps({**entries, "choices": [asdict(c) for c in self.choices]}, indent=1)
 
@@ -116,13 +119,16 @@ def plan_from_json(text: str) -> Plan:
         choices = tuple(_choice(entry) for entry in entries.pop("choices"))
         price, settings, network = entries.pop("price"), entries.pop("settings"), entries.pop("network")
         seed, refit, data = entries.pop("seed"), entries.pop("refit"), entries.pop("data")
+        moved = entries.pop("moved")
+        if moved not in MOVED:
+            raise TypeError(f"moved must be one of {', '.join(MOVED)}, not {moved!r}")
         if type(seed) is not int or type(refit) is not bool or not (data is None or isinstance(data, str)):
             raise TypeError(f"a whole seed, refit true or false, a hash of the data: not {seed!r}, {refit!r}, {data!r}")
         if entries or not isinstance(network, str) or not (price is None or _number(price)):
             raise TypeError(f"the network's hash and the price are needed, and nothing beside them: {sorted(entries)}")
         if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
             raise TypeError("settings must be an object of objects")
-        return Plan(choices, inf if price is None else float(price), network, settings, seed, refit, data)
+        return Plan(choices, inf if price is None else float(price), network, settings, seed, refit, data, moved)
     except PlanError:
         raise
     except Exception as error:

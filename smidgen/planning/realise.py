@@ -18,7 +18,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class References:
 
 
 Refit = Literal["weights", "biases", "nothing"]
-REFITS: tuple[Refit, ...] = ("weights", "biases", "nothing")
+REFITS: tuple[Refit, ...] = get_args(Refit)
 
 
 class _Enough(Exception):

@@ -63,7 +63,7 @@ class Result:
         return to_text(self.record)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``model.onnx``, ``model.safetensors``, ``plan.json`` and ``result.json``.
+        """Write ``model.onnx``, ``model.smidgen``, ``model.safetensors``, ``plan.json`` and ``result.json``.
 
         Each file appears whole or not at all.
 
