@@ -115,7 +115,7 @@ class Workshop:
                 module, sites, _kept_batches(task.roles, REFIT_INPUTS), device=task.device, seed=task.seed
             )
         self.count = 0
-        self.mode = mode
+        self.mode: Refit | None = mode
         self.original = self._original()
         self.judge = self._judge(agreement)
 
@@ -152,7 +152,7 @@ class Workshop:
             )  # fmt: skip
 
         if self.mode is not None or self.known is None or all(c.step is None for c in plan.choices):
-            return carry_out(self.mode or "weights")
+            return carry_out("weights" if self.mode is None else self.mode)
         tried = {mode: carry_out(mode) for mode in REFITS}
         losses = {mode: self._loss(realised) for mode, realised in tried.items()}
         self.mode = min(REFITS, key=lambda mode: losses[mode])
