@@ -80,7 +80,7 @@ def calibration_and_test(name: str, seed: int, count: int = 1000) -> tuple[Datas
     """Unlabelled training inputs, and the labelled test split.
 
     Args:
-        name: lenet, resnet20, catsdogs, squeezenet or mobilenet_v2.
+        name: lenet, resnet20, catsdogs, squeezenet, mobilenet_v2 or gendernet.
         seed: of the training inputs taken; the ImageNet sample is divided 300 to 700 for good.
         count: training inputs at most.
     """
@@ -93,7 +93,9 @@ def calibration_and_test(name: str, seed: int, count: int = 1000) -> tuple[Datas
         test = ready(whole.take(order[300:]))
         classes = None if test.labels is None else np.asarray(test.labels) + 1  # 1001 outputs, the first for nothing
         return unlabelled(whole.take(order[:300])), Dataset.from_array(np.asarray(test), classes)
-    if name == "lenet":
+    if name == "gendernet":
+        train, test = faces("train"), faces("test")
+    elif name == "lenet":
         train, test = mnist(MNIST_TRAIN), mnist(MNIST_TEST)
     else:
         file, preprocess = {"resnet20": ("cifar10_jpeg.npz", CIFAR), "catsdogs": ("cats_dogs_128.npz", CATS)}[name]
