@@ -25,7 +25,7 @@ from smidgen.pipeline.task import Progress, Task, Threads, data_hash, one_input
 from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.plan import Choice, Plan
 from smidgen.planning.precision import with_precision
-from smidgen.planning.probe import SHARES, probe
+from smidgen.planning.probe import SHARES, losses_alone, probe
 from smidgen.planning.realise import REFITS, Realised, Refit, realise, references
 from smidgen.planning.search import Outcome, Trial
 from smidgen.report.record import measure_files, record
@@ -190,11 +190,26 @@ class Workshop:
         entries = record(
             files, outcome=outcome, budget=budget, options=self.options, refitted=realised.refitted, roles=task.roles,
             test=task.test, seed=task.seed, threads=task.threads, seconds=seconds, name=task.network.name,
+            alone=self._layer_losses(best.plan),
         )  # fmt: skip
         return Result(
             model=realised.model, plan=best.plan, met=outcome.met, record=entries, files=written,
             sites=task.prepared.sites, stored=realised.stored, folder=self.folder,
         )  # fmt: skip
+
+    def _layer_losses(self, plan: Plan) -> dict[str, float]:
+        """The true loss of each changed layer alone, before any refit, on selection inputs."""
+        if self.task.roles is None:
+            return {}
+        selection = self.task.roles.selection
+        count = min(len(selection), _probe_inputs(self.options))
+        batches, model = list(selection.array(0, count).batches()), self.task.prepared.module
+        changed = [
+            (option, choice) for option, choice in zip(self.options, plan.choices, strict=True)
+            if choice.method is not None or choice.step is not None
+        ]  # fmt: skip
+        forms = {o.site.name: (o.site, o.form(c.method, c.rank, c.step)) for o, c in changed}
+        return losses_alone(model, forms, batches, device=self.task.device)
 
     def _original(self) -> Path:
         """The given ONNX file, else our stripped float export."""

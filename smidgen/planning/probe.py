@@ -9,7 +9,7 @@ between the probes in the logarithms, and in proportion beyond the first and the
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from smidgen.calibrate.answers import outputs_of, true_loss
+from smidgen.forms import Form
 from smidgen.model.replace import place
 from smidgen.planning.candidates import Options
-from smidgen.site import Stored
+from smidgen.site import Site, Stored
 
 SHARES = (0.5, 0.15, 0.04)  # a probed option is the largest with at most this share of the dense bytes
 LEAST = 1e-12  # nats; below, a change is lost in rounding
@@ -55,6 +56,32 @@ def probe(
                 points.append((float(option.losses[chosen]), max(true, LEAST)))
             result.append(_rescaled(option, points) if points else option)
             tick(option.site.name)
+    return result
+
+
+def losses_alone(
+    model: nn.Module,
+    forms: Mapping[str, tuple[Site, Form]],
+    batches: Sequence[np.ndarray],
+    *,
+    device: str = "cpu",
+) -> dict[str, float]:
+    """The true loss of each form with all other layers as they were.
+
+    Args:
+        model: the original, in evaluation mode; not changed.
+        forms: site and form by the site's name.
+        batches: unlabelled inputs.
+        device: where the model lies.
+    """
+    with torch.no_grad():
+        inputs = [torch.from_numpy(batch).to(device) for batch in batches]
+        reference = [outputs_of(model(x)) for x in inputs]
+        result = {}
+        for name, (site, form) in forms.items():
+            changed = copy.deepcopy(model)
+            place(changed, site, Stored(form, site.bias))
+            result[name] = true_loss(reference, [outputs_of(changed(x)) for x in inputs])
     return result
 
 

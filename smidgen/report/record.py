@@ -107,6 +107,7 @@ def record(
     threads: int,
     seconds: float,
     name: str,
+    alone: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The record of a run as plain values.
 
@@ -118,6 +119,7 @@ def record(
         refitted: names of the sites whose values a refit moved.
         roles, test: the data used; None where there was none.
         seed, threads, seconds, name: of the run and its network.
+        alone: the true loss of each changed layer, all others as they were.
     """
     peak = peak_rss_bytes()
     original, rest = files["original"], {k: v for k, v in files.items() if k != "original"}
@@ -143,7 +145,7 @@ def record(
         "data": data_entries(roles, test),
         "original": original,
         "files": rest,
-        "layers": layers(outcome, options, refitted),
+        "layers": layers(outcome, options, refitted, alone or {}),
         "predicted": {"loss": outcome.best.plan.loss, "nbytes": outcome.best.plan.nbytes + outside, "unit": unit},
         "measured": {"loss": measured_loss(measured), "nbytes": measured["nbytes"]},
         "trials": [_trial(t) for t in outcome.trials],
@@ -172,7 +174,9 @@ def data_entries(roles: Roles | None, test: Dataset | None) -> dict[str, Any]:
     return {"calibration": None, "selection": None, "test": None if test is None else test.describe()}
 
 
-def layers(outcome: Outcome, options: Sequence[Options], refitted: frozenset[str]) -> list[dict[str, Any]]:
+def layers(
+    outcome: Outcome, options: Sequence[Options], refitted: frozenset[str], alone: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """What became of each layer, or why it stayed dense: left alone, unless a refit moved its values."""
     entries = []
     for option, choice in zip(options, outcome.best.plan.choices, strict=True):
@@ -187,7 +191,8 @@ def layers(outcome: Outcome, options: Sequence[Options], refitted: frozenset[str
             "nbytes_after": nbytes(after, g) if choice.step is None else choice.nbytes,
             "params_before": params(before, g), "params_after": params(after, g),
             "macs_before": macs(before, g), "macs_after": macs(after, g),
-            "predicted_loss": choice.loss, "reason": choice.reason, "refitted": option.site.name in refitted,
+            "predicted_loss": choice.loss, "measured_loss": alone.get(option.site.name),
+            "reason": choice.reason, "refitted": option.site.name in refitted,
         })  # fmt: skip
     return entries
 

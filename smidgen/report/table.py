@@ -58,7 +58,7 @@ def render_table(result: dict[str, Any]) -> Table:
 
 
 def layers_table(result: dict[str, Any]) -> Table:
-    """What became of each layer: form (or why it was left alone), rank, bytes, predicted loss in nats.
+    """What became of each layer: form (or why it was left alone), rank, bytes, predicted loss, true loss of it alone.
 
     >>> layer = {"name": "fc", "form": None, "nbytes_before": 40, "nbytes_after": 40, "reason": "too small"}
     >>> layers_table({"layers": [layer]}).row_count
@@ -68,7 +68,7 @@ def layers_table(result: dict[str, Any]) -> Table:
     # Numbers stay whole, a narrow terminal folds the words: 80 columns hold them all.
     for header, width in (("layer", 10), ("form", 12)):
         table.add_column(header, overflow="fold", min_width=width)
-    for header in ("rank", "bytes", "times", "loss, nats"):
+    for header in ("rank", "bytes", "times", "loss, nats", "measured"):
         table.add_column(header, justify="right", no_wrap=True)
     for layer in result.get("layers", []):
         table.add_row(*(Text(cell) for cell in _layer_cells(layer)))
@@ -209,6 +209,7 @@ def _layer_cells(layer: dict[str, Any]) -> list[str]:
         wording.size(before) if dense else f"{wording.size(before)} → {wording.size(after)}",
         wording.MISSING if dense or not before or not after else wording.times(before / after),
         wording.MISSING if dense else wording.number(loss),
+        wording.MISSING if layer.get("measured_loss") is None else wording.number(layer["measured_loss"]),
     ]
 
 

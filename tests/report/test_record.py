@@ -186,12 +186,12 @@ def test_trials_are_told_in_their_order(unscored, options):
 
 def test_layers_say_what_became_of_them_and_why(options):
     outcome = Outcome(Trial(PLAN, 2000, 0.5), True)
-    body, head, odd = layers(outcome, options, frozenset({"body", "head"}))
+    body, head, odd = layers(outcome, options, frozenset({"body", "head"}), {"body": 0.5})
     assert (body["form"], body["method"], body["rank"], body["reason"]) == ("low-rank", "svd", 3, None)
     assert (body["params_before"], body["params_after"]) == (600, 150)
     assert (body["macs_before"], body["macs_after"]) == (600, 150)
     assert body["nbytes_before"] - body["nbytes_after"] == 4 * 450 - 60
-    assert (body["shape"], body["predicted_loss"]) == ([20, 30], 0.25)
+    assert (body["shape"], body["predicted_loss"], body["measured_loss"]) == ([20, 30], 0.25, 0.5)
     assert (head["form"], head["rank"], head["reason"]) == ("dense", None, "dense is best at this price")
     assert odd["reason"] == "runs 2 times in one forward pass"
     assert [entry["refitted"] for entry in (body, head, odd)] == [True, True, False]

@@ -126,8 +126,8 @@ def test_the_title_says_mode_and_budget(result: dict[str, Any]) -> None:
 
 def test_layers_tell_what_became_of_them(result: dict[str, Any]) -> None:
     rows = cells(to_text(result))
-    assert rows["conv1"] == ["left alone: too small", "–", "2.08 kB", "–", "–"]
-    assert rows["features.conv2.depthwise"] == ["lowrank", "20×12", "100 kB → 20.0 kB", "5.0×", "0.00031"]
+    assert rows["conv1"] == ["left alone: too small", "–", "2.08 kB", "–", "–", "–"]
+    assert rows["features.conv2.depthwise"] == ["lowrank", "20×12", "100 kB → 20.0 kB", "5.0×", "0.00031", "–"]
     assert layers_table({"layers": []}).row_count == 0
 
 
@@ -135,7 +135,7 @@ def test_a_dense_layer_that_was_refitted_was_not_left_alone(result: dict[str, An
     result["layers"][0] |= {"form": "dense", "refitted": True, "predicted_loss": 0.0}
     result["layers"][1] |= {"refitted": True}
     rows = cells(to_text(result))
-    assert rows["conv1"] == ["dense, refitted", "–", "2.08 kB", "–", "–"]
+    assert rows["conv1"] == ["dense, refitted", "–", "2.08 kB", "–", "–", "–"]
     assert rows["features.conv2.depthwise"][0] == "lowrank"
     assert "left alone" not in verdict(result)
 
