@@ -37,7 +37,13 @@ def test_compress_writes_its_files_and_tells(run: Run, tmp_path: Path, network: 
     out = tmp_path / "out"
     code, told, err = run("compress", network, "--data", data, "--ratio", "2", "-o", out, "-q")
     assert (code, err) == (0, "")
-    assert sorted(p.name for p in out.iterdir()) == ["model.onnx", "model.safetensors", "plan.json", "result.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "model.onnx",
+        "model.safetensors",
+        "model.smidgen",
+        "plan.json",
+        "result.json",
+    ]
     assert "times smaller" in told
     assert "smaller)" in told  # the verdict
     assert str(out / "model.onnx") in told

@@ -24,7 +24,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 MUTATIONS = 3000
 PATIENCE_S = 180.0  # wall clock for one mutation, after which it hangs: a busy machine may take its time
-PROCESSOR_S = 15.0  # of the importer's own time; a usual one takes 10 ms
+PROCESSOR_S = (
+    45.0  # of its own time; most take 10 ms, the largest that limits allow 10 to 20 s, as busy as the caches are
+)
 ROOM_BYTES = 4 << 30  # address space on top of what an imported torch has
 ODD_NUMBERS = (0, 1, -1, 2, 3, 5, 7, 16, 255, 4096, 1 << 20, (1 << 31) - 1, 1 << 31, -(1 << 31), 1 << 62, -(1 << 63))
 
