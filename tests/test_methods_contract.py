@@ -12,8 +12,9 @@ import torch
 from smidgen.errors import PlanError, Refusal
 from smidgen.forms import Geometry, dense, leaves, macs, nbytes, params
 from smidgen.forms import rank as rank_of
-from smidgen.methods import Family, Method, Rounding, choose_methods, falling, methods, roundings
+from smidgen.methods import Family, Method, Rounding, choose_methods, choose_rounding, falling, methods, roundings
 from smidgen.planning.candidates import weights_only
+from smidgen.planning.rounding import metric_of
 from smidgen.site import Curvature, Moment, Site, grouped
 
 
@@ -218,6 +219,39 @@ def test_settings_survive_json(method):
     assert getattr(method.settings, name) == value, "the method itself is frozen"
     with pytest.raises(TypeError):
         method.with_settings(no_such_setting=1)
+
+
+@pytest.mark.parametrize("name", sorted(roundings()))
+@pytest.mark.parametrize("one", [s for s in SITES if s.geometry.kind != "conv_transpose"], ids=lambda s: s.name)
+def test_every_rounding_gives_integers_that_come_nearer_with_finer_steps(name, one):
+    metric = metric_of(one, data_curvature(one))
+    weight = torch.from_numpy(grouped(one.weight, one.geometry.groups)).double()
+    rows = metric.rows(*weight.shape[:2])
+    losses, before = [], weight.clone()
+    for step in (2.0, 0.25, 2.0**-6):
+        form = roundings()[name].rounded(weight, metric.factors, rows, step)
+        again = roundings()[name].rounded(weight, metric.factors, rows, step)
+        assert form.integers.dtype == np.int32
+        assert form.integers.shape == (weight.shape[0] * weight.shape[1], weight.shape[2])
+        assert (form.integers == again.integers).all()
+        assert weight.shape[2] % len(form.column) == 0
+        change = weight - torch.from_numpy(dense(form)).reshape(weight.shape)
+        assert torch.isfinite(change).all()
+        losses.append(float((metric.inputs.between(change, change).diagonal(dim1=1, dim2=2) * rows).sum()))
+    assert torch.equal(weight, before)
+    assert losses[2] <= losses[1] + 1e-12
+    assert losses[1] <= losses[0] + 1e-12
+
+
+def test_settings_of_roundings_survive_json_and_are_checked():
+    for name, rounding in roundings().items():
+        assert is_dataclass(rounding.settings)
+        values = json.loads(json.dumps(asdict(rounding.settings)))
+        assert choose_rounding(name, {name: values}).settings == rounding.settings
+        with pytest.raises(PlanError, match="columns"):
+            choose_rounding(name, {name: {"columns": "rows"}})
+    with pytest.raises(PlanError, match="did you mean 'gptq'"):
+        choose_rounding("gtpq", {})
 
 
 def test_every_method_module_is_found_and_named_after_its_file():

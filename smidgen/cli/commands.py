@@ -36,6 +36,7 @@ def compress(options: argparse.Namespace) -> int:
             test=test,
             budget=budget,
             methods=methods,
+            rounding=options.rounding,
             target=targets,
             **_work(options),
             progress=progress,

@@ -126,6 +126,7 @@ def _compress(parser: argparse.ArgumentParser) -> None:
         "--methods", "--method", metavar="NAMES", default="auto",
         help="svd,cp or by layer kind: linear=svd,conv=cp (all by default)",
     )  # fmt: skip
+    parser.add_argument("--rounding", metavar="NAME", default="gptq", help="of integers: gptq, rate_aware or nearest")
     parser.add_argument(
         "--target",
         default="onnx",

@@ -114,6 +114,31 @@ def _found(attribute: str) -> dict[str, Any]:
     return {member.name: member for member in members}
 
 
+def choose_rounding(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Rounding:
+    """The rounding a user asked for.
+
+    Args:
+        name: one of `roundings`.
+        settings: settings by name, those of a saved plan for instance.
+
+    Raises:
+        PlanError: for a name or setting that does not exist.
+
+    >>> choose_rounding("nearest", {}).name
+    'nearest'
+    """
+    _known("rounding", name, sorted(roundings()))
+    return _set(roundings()[name], settings.get(name, {}))
+
+
+def _set(member: Any, settings: Mapping[str, Any]) -> Any:
+    try:
+        return member.with_settings(**settings)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PlanError(f"{member.name}: {reason}; its settings are {member.settings}") from error
+
+
 def falling(losses: Any) -> np.ndarray:
     """Losses in the order of rising rank, each no larger than the one before: the best so far is kept."""
     return np.minimum.accumulate(np.maximum(np.asarray(losses, dtype=np.float64), 0.0))
@@ -148,11 +173,7 @@ def choose_methods(
     chosen = {}
     for name in sorted({name for names in allowed.values() for name in names}):
         _known("method", name, sorted(methods()))
-        try:
-            chosen[name] = methods()[name].with_settings(**settings.get(name, {}))
-        except (TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise PlanError(f"{name}: {reason}; its settings are {methods()[name].settings}") from error
+        chosen[name] = _set(methods()[name], settings.get(name, {}))
     return chosen, allowed
 
 

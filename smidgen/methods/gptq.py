@@ -12,6 +12,7 @@ reaches the same KL on ResNet-20 at 4 % more bytes, since every scale has to be 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from smidgen.forms import Quantized, nearest_exponents, scales
 from smidgen.forms.scales import PER_OCTAVE
 from smidgen.numerics.cancellation import Factor
-from smidgen.numerics.rounding import round_gptq
+from smidgen.numerics.rounding import Rounded, round_gptq
 from smidgen.numerics.rounding_groups import round_groups
 
 
@@ -83,27 +84,46 @@ class Gptq:
         Returns:
             Integers ``[groups · out, n]`` with their scales.
         """
-        grid = self.settings.per_octave
-        if isinstance(factors, Tensor):
-            return self._grouped(weight, factors, rows, step)
-        factor = factors[0]
-        column = _column_exponents(factor, step, window if self.settings.columns == "channel" else 0, grid)
-        row = nearest_exponents(_inverse_roots(rows[0]), grid)
-        row_scale, column_scale = (torch.from_numpy(scales(e, grid)).to(weight.device) for e in (row, column))
-        wide = column_scale.repeat_interleave(weight.shape[2] // len(column))
-        z = round_gptq(weight[0], factor, row_scale, wide).integers
-        return Quantized(z.cpu().numpy().astype(np.int32), row, column, grid)
+        return quantized(weight, factors, rows, step, window, self.settings, round_gptq, round_groups)
 
-    def _grouped(self, weight: Tensor, lower: Tensor, rows: Tensor, step: float) -> Quantized:
-        """Groups share the column scale, so each group's own goes into its rows."""
-        grid = self.settings.per_octave
-        own = lower.diagonal(dim1=1, dim2=2).log().mean(1).neg().exp()
-        row = nearest_exponents(
-            step * _inverse_roots(rows.flatten()) * own.repeat_interleave(rows.shape[1]).cpu().numpy(), grid
-        )
+
+# (weight [out, n], factor, row scales, column scales) → integers with their scales
+Round = Callable[[Tensor, Factor, Tensor, Tensor], Rounded]
+# (weight [groups, out, n], lower factors, steps [groups, out]) → integers
+RoundGroups = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def quantized(
+    weight: Float[Tensor, "groups out n"],
+    factors: list[Factor] | Float[Tensor, "groups n n"],
+    rows: Float[Tensor, "groups out"],
+    step: float,
+    window: int,
+    settings: Settings,
+    one: Round,
+    several: RoundGroups,
+) -> Quantized:
+    """Scales from the step, then integers: what all roundings share; see `Gptq.rounded`.
+
+    Args:
+        weight, factors, rows, step, window: as given to `Gptq.rounded`.
+        settings: of the scales.
+        one, several: how a layer, or one of several groups, is rounded at given scales.
+    """
+    grid = settings.per_octave
+    if isinstance(factors, Tensor):
+        # Groups share the column scale, so each group's own goes into its rows.
+        own = factors.diagonal(dim1=1, dim2=2).log().mean(1).neg().exp().repeat_interleave(rows.shape[1])
+        row = nearest_exponents(step * _inverse_roots(rows.flatten()) * own.cpu().numpy(), grid)
         wide = torch.from_numpy(scales(row, grid)).to(weight)
-        z = round_groups(weight, lower, wide.reshape(rows.shape))
-        return Quantized(z.flatten(0, 1).cpu().numpy().astype(np.int32), row, np.zeros(1, np.int32), grid)
+        z = several(weight, factors, wide.reshape(rows.shape)).flatten(0, 1)
+        return Quantized(z.cpu().numpy().astype(np.int32), row, np.zeros(1, np.int32), grid)
+    factor = factors[0]
+    column = _column_exponents(factor, step, window if settings.columns == "channel" else 0, grid)
+    row = nearest_exponents(_inverse_roots(rows[0]), grid)
+    row_scale, column_scale = (torch.from_numpy(scales(e, grid)).to(weight.device) for e in (row, column))
+    z = one(weight[0], factor, row_scale, column_scale.repeat_interleave(weight.shape[2] // len(column))).integers
+    return Quantized(z.cpu().numpy().astype(np.int32), row, column, grid)
 
 
 def _inverse_roots(rows: Tensor) -> np.ndarray:

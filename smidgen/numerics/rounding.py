@@ -101,7 +101,7 @@ def step_constant(price: float) -> float:
 
 
 def waterfilling_steps(
-    factor: Factor, row_curvature: Float[Tensor, " out"], constant: float, *, per_octave: int | None = None
+    factor: Factor, row_curvature: Float[Tensor, " out"], constant: float
 ) -> tuple[Float32[Tensor, " out"], Float32[Tensor, " n"]]:
     """Row scales 1/√g_i and column scales c/L_jj, whose products are the steps of waterfilling.
 
@@ -109,7 +109,6 @@ def waterfilling_steps(
         factor: of A.
         row_curvature: g, the diagonal of G; shrink it toward its mean first. Rows of zeros count as the smallest other.
         constant: c, from `step_constant`.
-        per_octave: put the scales on the grid 2^(k / per_octave), k integer; None leaves them as they are.
 
     >>> import torch
     >>> from smidgen.numerics.cancellation import factorise
@@ -123,43 +122,7 @@ def waterfilling_steps(
     seen = g[g > 0]
     g = torch.where(g > 0, g, seen.min()) if len(seen) else torch.ones_like(g)
     rows, columns = g.rsqrt(), constant / factor.diagonal
-    if per_octave is not None:
-        return on_grid(rows, per_octave), on_grid(columns, per_octave)
     return rows.to(torch.float32), columns.to(torch.float32)
-
-
-def on_grid(scale: Float[Tensor, " n"], per_octave: int) -> Float32[Tensor, " n"]:
-    """Each positive scale as the nearest 2^(k / per_octave); zeros stay.
-
-    >>> import torch
-    >>> on_grid(torch.tensor([0.9, 3.1, 0.0]), 1).tolist()
-    [1.0, 4.0, 0.0]
-    """
-    return from_exponents(exponents(scale, per_octave), per_octave) * (scale > 0)
-
-
-def exponents(scale: Float[Tensor, " n"], per_octave: int) -> Int32[Tensor, " n"]:
-    """k of the nearest 2^(k / per_octave); what a file holds of a scale on the grid. Zero scales give 0.
-
-    >>> import torch
-    >>> exponents(torch.tensor([2.0, 0.5]), 4).tolist()
-    [4, -4]
-    """
-    wide = torch.where(scale > 0, scale.to(torch.float64), 1.0)
-    # float32 ends at 2^±126; beyond it a scale would be infinite or lose bits.
-    return (per_octave * torch.log2(wide)).round().clamp(-126 * per_octave, 126 * per_octave).to(torch.int32)
-
-
-def from_exponents(exponent: Int32[Tensor, " n"], per_octave: int) -> Float32[Tensor, " n"]:
-    """2^(k / per_octave) in float32: a table of per_octave values, each rounded once, times a power of two (exact).
-
-    >>> import torch
-    >>> from_exponents(torch.tensor([2, 3], dtype=torch.int32), 2).tolist()
-    [2.0, 2.8284270763397217]
-    """
-    table = torch.tensor([2.0 ** (r / per_octave) for r in range(per_octave)], dtype=torch.float32)
-    whole = torch.div(exponent, per_octave, rounding_mode="floor")
-    return torch.ldexp(table.to(exponent.device)[(exponent - whole * per_octave).long()], whole)
 
 
 def largest_scales(weight: Float[Tensor, "out n"], bits: int) -> Float32[Tensor, " out"]:
@@ -251,7 +214,7 @@ def round_watersic(
         weight: W.
         factor: of A.
         row_scale, column_scale: from `waterfilling_steps`.
-        shrink: use the gains γ; they leave the grid of `per_octave`, so each then costs a number of its own.
+        shrink: use the gains γ; each then costs a number of its own.
 
     Paper: arXiv:2603.04956.
 

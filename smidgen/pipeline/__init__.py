@@ -20,7 +20,7 @@ from torch import nn
 from smidgen.budget import Budget
 from smidgen.errors import BudgetError
 from smidgen.measure.scores import Metric
-from smidgen.methods import Method
+from smidgen.methods import Method, Rounding, roundings
 from smidgen.pipeline.targets import check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
 from smidgen.pipeline.workshop import Workshop, candidates
@@ -47,6 +47,7 @@ def compress(
     example: torch.Tensor | None = None,
     methods: str | Sequence[str] | Mapping[str, Sequence[str]] = "auto",
     target: str | Sequence[str] = "onnx",
+    rounding: str = "gptq",
     metric: str | Metric | None = None,
     refit: bool = True,
     threads: int | None = None,
@@ -67,6 +68,7 @@ def compress(
         methods: ``"auto"`` for all, names, or names by layer kind: ``{"linear": ["svd"], "conv": ["cp"]}``.
         target: the kind of file the budget binds, or several, the first of which it binds: ``"archive"`` (integers,
             entropy-coded; `smidgen.unpack` gives back the ONNX file) or ``"onnx"`` (floats).
+        rounding: how integers are found, for a target that holds them: ``"gptq"``, ``"rate_aware"`` or ``"nearest"``.
         metric: replaces accuracy: a function ``(outputs, labels) → float``, higher is better, or ``file.py:function``.
         refit: refit each layer on what the compressed layers before it produce (needs data).
         threads: for torch and onnxruntime; what torch uses when None.
@@ -90,7 +92,7 @@ def compress(
     targets = check_targets(target)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     _check_budget(budget or Budget(), task)
-    options, chosen = candidates(task, methods, progress, target=targets[0])
+    options, chosen = candidates(task, methods, progress, target=targets[0], rounding=rounding)
     with Threads(task.threads):
         agreement = (budget or Budget()).kind == "default"
         work = Workshop(task, options, refit, progress, agreement=agreement, targets=targets)
@@ -132,7 +134,8 @@ def apply(
     parsed.check(task.prepared.sites)
     needed = sorted({c.method for c in parsed.choices if c.method is not None})
     target = "archive" if any(c.step is not None for c in parsed.choices) else "onnx"
-    options, _ = candidates(task, needed, progress, parsed.settings, target)
+    rounding = next((name for name in parsed.settings if name in roundings()), "gptq")
+    options, _ = candidates(task, needed, progress, parsed.settings, target, rounding)
     with Threads(task.threads):
         mode = None if target == "onnx" else cast(Refit, parsed.moved)
         work = Workshop(task, options, refit, progress, targets=(target,), mode=mode)
@@ -141,7 +144,7 @@ def apply(
         return work.finish(outcome, Budget(), time.perf_counter() - started)
 
 
-def search(work: Workshop, budget: Budget, options: list[Options], chosen: dict[str, Method]) -> Outcome:
+def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, Method | Rounding]) -> Outcome:
     """Find the plan whose written file meets a budget.
 
     Args:

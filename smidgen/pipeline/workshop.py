@@ -19,7 +19,7 @@ from smidgen.errors import VerificationError
 from smidgen.export.onnx import write
 from smidgen.forms import Dense, macs
 from smidgen.measure.scores import Judge
-from smidgen.methods import Method, choose_methods, roundings
+from smidgen.methods import Method, Rounding, choose_methods, choose_rounding
 from smidgen.pipeline.targets import FILES, INTEGERS, runnable, write_onnx, write_target
 from smidgen.pipeline.task import Progress, Task, Threads, data_hash, one_input
 from smidgen.planning.candidates import Options, gather, weights_only
@@ -47,7 +47,8 @@ def candidates(
     progress: Progress = lambda stage, done, total: None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     target: str = "onnx",
-) -> tuple[list[Options], dict[str, Method]]:
+    rounding: str = "gptq",
+) -> tuple[list[Options], dict[str, Method | Rounding]]:
     """Curvature, and every form every site could take.
 
     Args:
@@ -56,11 +57,14 @@ def candidates(
         progress: called with (stage, done, total).
         settings: of methods, by name.
         target: the file whose bytes count.
+        rounding: how integers are found, for a target that holds them.
 
     Returns:
         The options in running order, and the methods they came from.
     """
-    chosen, allowed = choose_methods(methods, settings or {})
+    asked, allowed = choose_methods(methods, settings or {})
+    how = choose_rounding(rounding, settings or {})
+    chosen: dict[str, Method | Rounding] = {**asked, how.name: how} if target in INTEGERS else {**asked}
     sites = task.prepared.sites
     with Threads(task.threads):
         curvatures = {}
@@ -68,12 +72,9 @@ def candidates(
             batches = _counted(task.roles.calibration, progress)
             curvatures = collect(task.prepared.module, sites, batches, device=task.device, seed=task.seed)
         tick = _ticks(progress, "candidates", len(sites))
-        options = gather(sites, curvatures, chosen, allowed=allowed, device=task.device, seed=task.seed, tick=tick)
+        options = gather(sites, curvatures, asked, allowed=allowed, device=task.device, seed=task.seed, tick=tick)
         if target in INTEGERS:
-            options = [
-                with_precision(o, curvatures.get(o.site.name, weights_only(o.site)), roundings()["gptq"])
-                for o in options
-            ]
+            options = [with_precision(o, curvatures.get(o.site.name, weights_only(o.site)), how) for o in options]
         if task.roles is not None:
             inputs, tick = _kept_batches(task.roles, _probe_inputs(options)), _ticks(progress, "probe", len(sites))
             options = probe(task.prepared.module, options, inputs, device=task.device, tick=tick)

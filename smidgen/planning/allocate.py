@@ -9,7 +9,7 @@ from math import inf
 
 import numpy as np
 
-from smidgen.methods import Method
+from smidgen.methods import Method, Rounding
 from smidgen.planning.candidates import Label, Options
 from smidgen.planning.plan import Choice, Plan, fingerprint
 
@@ -72,7 +72,7 @@ def _slope(option: Options, a: int, b: int) -> float:
     return float(option.losses[b] - option.losses[a]) / saved if saved > 0 else inf
 
 
-def allocate(options: Sequence[Options], price: float, methods: Mapping[str, Method]) -> Plan:
+def allocate(options: Sequence[Options], price: float, methods: Mapping[str, Method | Rounding]) -> Plan:
     """The plan at a price.
 
     Args:

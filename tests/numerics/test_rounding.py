@@ -17,10 +17,7 @@ from smidgen.numerics.rate_aware import learned_rate, round_rate_aware
 from smidgen.numerics.rounding import (
     Rounded,
     entropy_bits,
-    exponents,
-    from_exponents,
     largest_scales,
-    on_grid,
     round_gptq,
     round_nearest,
     round_watersic,
@@ -283,15 +280,6 @@ def test_the_constant_balances_a_bit_against_its_loss() -> None:
     price = 0.37
     c = step_constant(price)
     assert c / 12 == pytest.approx(price / (c * math.log(2)))
-
-
-@given(exponent=st.integers(-300, 300), per_octave=st.integers(1, 16))
-@settings(max_examples=60, deadline=None)
-def test_exponents_come_back(exponent: int, per_octave: int) -> None:
-    exponent = max(-126 * per_octave, min(126 * per_octave, exponent))
-    scale = from_exponents(torch.tensor([exponent], dtype=torch.int32), per_octave)
-    assert exponents(scale, per_octave).tolist() == [exponent]
-    assert torch.equal(on_grid(scale, per_octave), scale)
 
 
 def test_fixed_widths_stay_within_their_width() -> None:
