@@ -43,8 +43,8 @@ class Factor:
         alive: columns whose input was ever different from zero.
     """
 
-    columns: tuple[Int[Tensor, " b"], ...]
-    lowers: tuple[Float[Tensor, "b b"], ...]
+    columns: tuple[Int[Tensor, " _"], ...]  # blocks differ in size
+    lowers: tuple[Float[Tensor, "_ _"], ...]
     diagonal: Float[Tensor, " n"]
     alive: Bool[Tensor, " n"]
 
