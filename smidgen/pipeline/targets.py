@@ -9,7 +9,7 @@ from smidgen.budget import parse_target
 from smidgen.errors import BudgetError
 from smidgen.export.archive import pack_archive, unpack_archive
 from smidgen.export.files import write_bytes
-from smidgen.export.onnx import integer_tensors, write
+from smidgen.export.onnx import integer_tensors
 from smidgen.export.prepare import Prepared
 from smidgen.site import Stored
 
@@ -61,9 +61,3 @@ def runnable(target: str, path: Path) -> Path:
     place = path.with_suffix(".unpacked.onnx")
     write_bytes(unpack_archive(path.read_bytes()), place)
     return place
-
-
-def write_onnx(prepared: Prepared, stored: Mapping[str, Stored], path: Path) -> Path:
-    """Write the ONNX file of a realised network."""
-    write(prepared.base, prepared.sites, stored, path)
-    return path

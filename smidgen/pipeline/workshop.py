@@ -20,7 +20,7 @@ from smidgen.export.onnx import write
 from smidgen.forms import Dense, macs
 from smidgen.measure.scores import Judge
 from smidgen.methods import Method, Rounding, choose_methods, choose_rounding
-from smidgen.pipeline.targets import FILES, INTEGERS, runnable, write_onnx, write_target
+from smidgen.pipeline.targets import FILES, INTEGERS, runnable, write_target
 from smidgen.pipeline.task import Progress, Task, Threads, data_hash, one_input
 from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.plan import Choice, Plan
@@ -126,7 +126,7 @@ class Workshop:
         self.count += 1
         path = self.folder.path / f"trial{self.count}.onnx"
         realised = self._realised(plan)
-        write_onnx(task.prepared, realised.stored, path)
+        write(task.prepared.base, task.prepared.sites, realised.stored, path)
         nbytes = write_target(self.targets[0], task.prepared, realised.stored, path).stat().st_size
         points, error = None, 0.0
         if self.judge is not None and task.roles is not None:
@@ -183,7 +183,10 @@ class Workshop:
         self._verify(realised, final)
         self.progress("measure", 0, 1)
         # Both are always written: the table shows the archive's bytes beside the runnable file's.
-        written = {name: write_target(name, task.prepared, realised.stored, final) for name in (*self.targets, *FILES)}
+        written = {
+            name: write_target(name, task.prepared, realised.stored, final)
+            for name in dict.fromkeys((*self.targets, *FILES))
+        }
         files = measure_files(
             {"original": self.original, **written}, task.test, task.metric, one_input(task), task.threads,
             {name: runnable(name, path) for name, path in written.items()},
