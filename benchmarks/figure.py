@@ -27,6 +27,7 @@ def draw(
     measure: str = "accuracy",
     zoom: float = 2.0,
     asked: tuple[float, str] | None = None,
+    file: str = "ONNX file",
 ) -> None:
     """Two panels over the same bytes: the whole range, and the last points below the original.
 
@@ -38,6 +39,7 @@ def draw(
         measure: "accuracy" or "agreement".
         zoom: points below the best original that the second panel shows.
         asked: size in bytes of a mark across the panels, and its name.
+        file: what the bytes are of.
     """
     panes, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for axis in axes:
@@ -49,7 +51,7 @@ def draw(
             axis.plot([nbytes], [100 * score], "*", color=colour, ms=14, mec="black", mew=0.8, label=label, zorder=5)
         if asked is not None:
             axis.axvline(asked[0], color=GREY, lw=1, ls=(0, (4, 3)), label=asked[1])
-        _dress(axis, measure)
+        _dress(axis, measure, file)
     best = 100 * max(score for _, score in originals.values())
     axes[1].set_ylim(best - zoom, best + 0.12 * zoom)
     axes[0].set_title("whole range", fontsize=10)
@@ -62,12 +64,12 @@ def draw(
     plt.close(panes)
 
 
-def _dress(axis: Axes, measure: str) -> None:
+def _dress(axis: Axes, measure: str, file: str) -> None:
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axis.xaxis.set_major_formatter(FuncFormatter(_size))
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel("bytes of the ONNX file (log scale)")
+    axis.set_xlabel(f"bytes of the {file} (log scale)")
     axis.set_ylabel(f"{measure} on the test inputs (%)" if measure == "accuracy" else "agreement with the original (%)")
     axis.grid(True, which="major", color="#dddddd", lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)

@@ -64,6 +64,7 @@ class Bench:
         methods: see `smidgen.compress`.
         test: labelled inputs that every file is scored on.
         refit: see `smidgen.compress`.
+        target: the kind of file that is written and scored.
         tell: called with a line for each point.
     """
 
@@ -74,11 +75,12 @@ class Bench:
         test: Dataset,
         *,
         refit: bool = True,
+        target: str = "onnx",
         tell: Callable[[str], None] = lambda line: print(line, flush=True),
     ) -> None:
         self.task, self.test, self.tell = task, test, tell
-        self.options, self.chosen = candidates(task, methods)
-        self.work = Workshop(task, self.options, refit, lambda stage, done, total: None)
+        self.options, self.chosen = candidates(task, methods, target=target)
+        self.work = Workshop(task, self.options, refit, lambda stage, done, total: None, targets=(target,))
         with open_onnx(self.work.original, task.threads) as runner:
             answers = run_dataset(runner, test.batches())
             self.judge = Judge(answers, runner.output_names, test.labels)
@@ -128,7 +130,8 @@ def _known(value: float | None) -> float:
 
 def _layers(plan: Plan) -> str:
     changed = [f"{c.site.split('.')[-1]} {c.method} {c.rank}" for c in plan.choices if c.method is not None]
-    return ", ".join(changed) or "nothing changed"
+    rounded = sum(c.step is not None for c in plan.choices)
+    return ", ".join([*([f"{rounded} rounded"] if rounded else []), *changed]) or "nothing changed"
 
 
 def falls(points: Sequence[Point]) -> tuple[bool, bool]:

@@ -73,14 +73,15 @@ class Curvature:
     Args:
         inputs: A, mean over samples of the sum over positions of x xᵀ (im2col columns, for each group).
         outputs: G, mean over samples and positions of g gᵀ, ``[groups, out, out]``; the identity when empty.
-        source: ``calibration`` (nats) or ``no data`` (A and G are identities, scaled to the weight's own energy).
+        source: ``calibration`` (nats), ``norm statistics`` (A from BatchNorms, G the identity, scaled to the energy of
+            the output) or ``no data`` (both identities, scaled to the energy of the weight).
         samples: number of inputs it was estimated from.
         scale: factor on every prediction; in the ``no data`` case it makes the loss the relative squared error.
     """
 
     inputs: Moment = field(default_factory=Moment)
     outputs: Moment = field(default_factory=Moment)
-    source: Literal["calibration", "no data"] = "no data"
+    source: Literal["calibration", "norm statistics", "no data"] = "no data"
     samples: int = 0
     scale: float = 1.0
 

@@ -172,7 +172,7 @@ def collect(
             handle.remove()
         for parameter in frozen:
             parameter.requires_grad_(True)
-    return {name: one.result(settings) for name, one in sums.items()}
+    return {name: sums.pop(name).result(settings) for name in list(sums)}  # each sum goes when its mean is there
 
 
 def _draws(sites: list[Site], settings: Settings) -> int:

@@ -289,17 +289,13 @@ def _open(proto: onnx.ModelProto, site: Site) -> bool:
 
 
 def _swap(graph: onnx.GraphProto, used: list[onnx.NodeProto], marker: onnx.NodeProto) -> None:
-    outputs = {n.output[0] for n in used}
-    nodes = []
-    for node in graph.node:
-        if node.output and node.output[0] in outputs:
-            if node.output[0] == used[-1].output[0]:
-                nodes.append(marker)
-        else:
-            nodes.append(node)
-    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del graph.node[:]
-    graph.node.extend(kept)
+    outputs, last = {n.output[0] for n in used}, used[-1].output[0]
+    for i in reversed(range(len(graph.node))):
+        if graph.node[i].output and graph.node[i].output[0] in outputs:
+            if graph.node[i].output[0] == last:
+                graph.node[i].CopyFrom(marker)
+            else:
+                del graph.node[i]
 
 
 def _drop_initializers(graph: onnx.GraphProto, names: set[str]) -> None:

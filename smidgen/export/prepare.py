@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
+from smidgen.calibrate.norms import Signal, norm_signals
 from smidgen.export.norms import without_norms
 from smidgen.export.onnx import Base, export_base
 from smidgen.model.fold import fold_norms
@@ -23,11 +25,13 @@ class Prepared:
         module: with BatchNorm folded where it directly follows a layer.
         sites: its layers with weights, in running order.
         base: its graph, the sites left open.
+        signals: what the network's BatchNorms told of the sites' inputs before they were folded, by site name.
     """
 
     module: nn.Module
     sites: list[Site]
     base: Base
+    signals: Mapping[str, Signal] = field(default_factory=dict)
 
 
 def prepare(network: Network, example: torch.Tensor) -> Prepared:
@@ -48,6 +52,7 @@ def prepare(network: Network, example: torch.Tensor) -> Prepared:
     module = network.module
     sites = find_sites(module, example)
     base = export_base(module, sites, example, network.input_name, network.output_names)
+    signals = norm_signals(base.proto.graph)
     if base.norms:
         module, folded = fold_norms(module, base.norms)
         sites = find_sites(module, example)
@@ -58,4 +63,4 @@ def prepare(network: Network, example: torch.Tensor) -> Prepared:
         else s
         for s in sites
     ]
-    return Prepared(module, sites, base)
+    return Prepared(module, sites, base, signals)

@@ -1,7 +1,8 @@
-"""The most memory this process has held."""
+"""The most memory this process has held, and giving back what it no longer needs."""
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from pathlib import Path
@@ -31,3 +32,16 @@ def peak_rss_bytes() -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def release() -> None:
+    """Give freed memory back to the system, where the C library can (glibc's ``malloc_trim``); else do nothing.
+
+    The many sizes of a forward and backward pass leave holes that the next stage cannot use: 0.4 GB on MobileNetV2.
+
+    >>> release()
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

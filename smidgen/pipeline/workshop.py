@@ -14,10 +14,12 @@ import torch
 from smidgen.budget import Budget, format_size
 from smidgen.calibrate.answers import outputs_of, true_loss
 from smidgen.calibrate.curvature import collect
+from smidgen.calibrate.norms import curvature_of
 from smidgen.data import Dataset, Roles
 from smidgen.errors import VerificationError
 from smidgen.export.onnx import write
 from smidgen.forms import Dense, macs
+from smidgen.measure.memory import release
 from smidgen.measure.scores import Judge
 from smidgen.methods import Method, Rounding, choose_methods, choose_rounding
 from smidgen.pipeline.targets import FILES, INTEGERS, runnable, write_target
@@ -31,7 +33,7 @@ from smidgen.planning.search import Outcome, Trial
 from smidgen.report.record import measure_files, record
 from smidgen.report.result import Result, Scratch
 from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
-from smidgen.site import untouched
+from smidgen.site import Curvature, untouched
 
 REFIT_INPUTS = 512  # calibration inputs that a refit uses at most
 PROBE_INPUTS = 512  # … and a probe of the true loss
@@ -67,10 +69,7 @@ def candidates(
     chosen: dict[str, Method | Rounding] = {**asked, how.name: how} if target in INTEGERS else {**asked}
     sites = task.prepared.sites
     with Threads(task.threads):
-        curvatures = {}
-        if task.roles is not None:
-            batches = _counted(task.roles.calibration, progress)
-            curvatures = collect(task.prepared.module, sites, batches, device=task.device, seed=task.seed)
+        curvatures = _curvatures(task, progress)
         tick = _ticks(progress, "candidates", len(sites))
         options = gather(sites, curvatures, asked, allowed=allowed, device=task.device, seed=task.seed, tick=tick)
         if target in INTEGERS:
@@ -78,7 +77,20 @@ def candidates(
         if task.roles is not None:
             inputs, tick = _kept_batches(task.roles, _probe_inputs(options)), _ticks(progress, "probe", len(sites))
             options = probe(task.prepared.module, options, inputs, device=task.device, tick=tick)
+            release()
     return options, chosen
+
+
+def _curvatures(task: Task, progress: Progress) -> dict[str, Curvature]:
+    """From calibration inputs; without them from what the network's BatchNorms remember, where they do."""
+    sites, signals = task.prepared.sites, task.prepared.signals
+    if task.roles is None:
+        told = {site.name: curvature_of(site, signals[site.name]) for site in sites if site.name in signals}
+        return {name: curvature for name, curvature in told.items() if curvature is not None}
+    batches = _counted(task.roles.calibration, progress)
+    curvatures = collect(task.prepared.module, sites, batches, device=task.device, seed=task.seed)
+    release()
+    return curvatures
 
 
 class Workshop:
