@@ -54,6 +54,20 @@ def strip(proto: onnx.ModelProto, names: Literal["keep", "short"] = "keep") -> o
     return result
 
 
+def shortened(model: bytes) -> tuple[bytes, dict[str, str]]:
+    """A written file with the shortest names there are for its weights too, and what each is called now.
+
+    Args:
+        model: the serialised file, from `smidgen.export.onnx.write`.
+
+    Returns:
+        The file, and new names by old ones where they changed.
+    """
+    proto = strip(onnx.ModelProto.FromString(model))
+    names = {} if _has_subgraphs(proto.graph) else _shorten(proto.graph, weights=True)
+    return proto.SerializeToString(), names
+
+
 def _has_subgraphs(graph: onnx.GraphProto) -> bool:
     return any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute)
 
@@ -83,7 +97,8 @@ def _short_names() -> Iterator[str]:
             yield "".join(letters)
 
 
-def _shorten(graph: onnx.GraphProto, *, weights: bool) -> None:
+def _shorten(graph: onnx.GraphProto, *, weights: bool) -> dict[str, str]:
+    """Rename values, in the order of their first use; new names by old ones."""
     fixed = {v.name for v in [*graph.input, *graph.output]}
     if not weights or graph.sparse_initializer:
         fixed.update(tensor.name for tensor in graph.initializer)
@@ -99,3 +114,4 @@ def _shorten(graph: onnx.GraphProto, *, weights: bool) -> None:
                     names[i] = renamed[name]
     for tensor in graph.initializer:
         tensor.name = renamed.get(tensor.name, tensor.name)
+    return renamed

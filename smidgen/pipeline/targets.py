@@ -10,6 +10,7 @@ from smidgen.errors import BudgetError
 from smidgen.export.archive import pack_archive, unpack_archive
 from smidgen.export.files import write_bytes
 from smidgen.export.onnx import integer_tensors
+from smidgen.export.onnx_strip import shortened
 from smidgen.export.prepare import Prepared
 from smidgen.site import Stored
 
@@ -50,7 +51,9 @@ def write_target(target: str, prepared: Prepared, stored: Mapping[str, Stored], 
     if target == "onnx":
         return onnx
     path = onnx.with_suffix(".smidgen")
-    write_bytes(pack_archive(onnx.read_bytes(), integer_tensors(prepared.base, prepared.sites, stored)), path)
+    model, names = shortened(onnx.read_bytes())
+    integers = integer_tensors(prepared.base, prepared.sites, stored)
+    write_bytes(pack_archive(model, {names.get(name, name): packed for name, packed in integers.items()}), path)
     return path
 
 

@@ -127,6 +127,7 @@ class Workshop:
             self.known = references(
                 module, sites, _kept_batches(task.roles, REFIT_INPUTS), device=task.device, seed=task.seed
             )
+            release()
         self.count = 0
         self.mode: Refit | None = mode
         self.original = self._original()
@@ -145,6 +146,7 @@ class Workshop:
             with open_onnx(path, task.threads) as runner:
                 loss = self.judge.loss(run_dataset(runner, task.roles.selection.batches()))
                 points, error = loss.points, loss.error
+        release()
         self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
         plan = replace(plan, moved=self.mode or "weights")
         return Trial(plan, nbytes, points, (realised, path), error)

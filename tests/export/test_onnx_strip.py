@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from smidgen.export.onnx_strip import strip
+from smidgen.export.onnx_strip import shortened, strip
 from smidgen.runtimes.onnxruntime import open_onnx
 
 
@@ -33,6 +33,9 @@ def test_names_of_weights_stay_unless_short_ones_are_wanted(tmp_path: Path) -> N
     assert [tensor.name for tensor in short.graph.initializer] == ["c", "f", "h"]
     assert [list(node.input) for node in short.graph.node] == [["a", "c"], ["d"], ["e", "f"], ["g", "h"]]
     assert short.ByteSize() < kept.ByteSize() < proto.ByteSize()
+    file, names = shortened(kept.SerializeToString())
+    assert file == short.SerializeToString()
+    assert [names[name] for name in shapes] == ["c", "f", "h"]
     x, answers = source.normal(size=(1, 3)).astype("f4"), []
     for model in (proto, kept, short):
         onnx.save(model, tmp_path / "model.onnx")
