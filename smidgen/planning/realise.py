@@ -33,10 +33,11 @@ from smidgen.planning.precision import Precision
 from smidgen.planning.refit import Moments, refitted, rounded, with_bias
 from smidgen.site import Site, Stored, untouched
 
-PASSES, ROUNDING_PASSES = (
-    8,
-    24,
-)  # most forward passes of the compressed network a refit takes; layers in between are refitted together
+# Most forward passes of the compressed network a refit takes; layers in between are refitted together.
+PASSES = 8
+# … where layers are rounded: each makes good what those before it lost, and two that are refitted together make it good
+# twice. MobileNetV2 (53 layers) at 2.0 MB: KL 0.037 with biases moved in 24 passes, 0.013 in one a layer, 0.015 unmoved.
+ROUNDING_PASSES = 64
 MOST_COLUMNS = 2304  # widest dense layer that is refitted
 ROWS_PER_COLUMN = 8  # a refit of a dense layer on fewer rows learns the sample
 ROWS_NBYTES = 256 << 20  # memory for the original's outputs at all sites
