@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,9 @@ ASKED = {
 }
 
 
-def runs_of(name: str, args: argparse.Namespace) -> list[process.Run]:
-    """One run of the command line for each size."""
-    asked = ASKED[name]
-    calibration, test = sets.calibration_and_test(name, args.seed)
-    sizes = [size for size, _ in asked.sizes] + ([] if args.no_sweep else list(asked.sweep))
+def runs_of(name: str, target: str, sizes: Sequence[float], threads: int, seed: int) -> list[process.Run]:
+    """One run of the command line for each size, in kB."""
+    calibration, test = sets.calibration_and_test(name, seed)
     with tempfile.TemporaryDirectory() as folder:
         given, scored = Path(folder, "calibration.npz"), Path(folder, "test.npz")
         np.savez(given, x=np.asarray(calibration))
@@ -76,18 +75,26 @@ def runs_of(name: str, args: argparse.Namespace) -> list[process.Run]:
         runs = []
         for size in sizes:
             arguments = [
-                str(_network(name, Path(folder))), "--data", str(given), "--test", str(scored), "--target", "archive",
-                "--size", f"{size:g}kB", "--seed", str(args.seed),
+                str(_network(name, Path(folder))), "--data", str(given), "--test", str(scored), "--target", target,
+                "--size", f"{size:g}kB", "--seed", str(seed),
             ]  # fmt: skip
-            runs.append(process.compress(arguments, args.threads))
-            entry, predicted = runs[-1].record["files"]["archive"], runs[-1].record["predicted"]["loss"]
+            runs.append(process.compress(arguments, threads))
+            entry, predicted = runs[-1].record["files"][target], runs[-1].record["predicted"]["loss"]
             print(
-                f"{name} {size:g} kB: {entry['nbytes']} bytes, accuracy {100 * entry['accuracy']:.2f} %, lost "
+                f"{name} {target} {size:g} kB: {entry['nbytes']} bytes, accuracy {100 * entry['accuracy']:.2f} %, lost "
                 f"{entry['loss_points']:.2f}, KL {entry['kl']:.4f} (predicted {predicted:.4f}), "
                 f"{runs[-1].wall_s:.0f} s, {runs[-1].record['peak_rss_bytes'] / 1e9:.2f} GB",
                 flush=True,
             )
     return runs
+
+
+def measured(run: process.Run, target: str) -> dict[str, Any]:
+    """What a run leaves in the JSON."""
+    return {
+        "seconds": run.wall_s, "cpu_s": run.cpu_s, "peak_rss_bytes": run.record["peak_rss_bytes"],
+        "predicted": run.record["predicted"], **run.record["files"][target],
+    }  # fmt: skip
 
 
 def _network(name: str, folder: Path) -> Path:
@@ -136,17 +143,14 @@ def main() -> None:
     parser.add_argument("--no-sweep", action="store_true", help="only the sizes that are asked for")
     args = parser.parse_args()
     claims: list[Claim] = []
-    measured: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name in args.networks:
-        runs = runs_of(name, args)
+        sizes = [size for size, _ in ASKED[name].sizes] + ([] if args.no_sweep else list(ASKED[name].sweep))
+        runs = runs_of(name, "archive", sizes, args.threads, args.seed)
         claims += claims_of(name, runs)
-        measured[name] = [
-            {"seconds": run.wall_s, "cpu_s": run.cpu_s, "peak_rss_bytes": run.record["peak_rss_bytes"],
-             "predicted": run.record["predicted"], **run.record["files"]["archive"]}
-            for run in runs
-        ]  # fmt: skip
+        found[name] = [measured(run, "archive") for run in runs]
     show(TITLE, claims)
-    print(save("archive", TITLE, claims, threads=args.threads, seed=args.seed, runs=measured))
+    print(save("archive", TITLE, claims, threads=args.threads, seed=args.seed, runs=found))
 
 
 if __name__ == "__main__":
