@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,20 +69,19 @@ ASKED = {
 }
 
 
-def runs_of(name: str, args: argparse.Namespace) -> list[process.Run]:
-    """One run of the command line for each size."""
-    asked = ASKED[name]
+def runs_of(name: str, target: str, sizes: Sequence[float], threads: int, seed: int) -> list[process.Run]:
+    """One run of the command line for each size, in kB."""
     with tempfile.TemporaryDirectory() as folder:
-        data, runs = _write_data(name, args.seed, Path(folder)), []
-        for size, _ in asked.sizes:
+        data, runs = _write_data(name, seed, Path(folder)), []
+        for size in sizes:
             arguments = [
-                str(_network(name, Path(folder))), *data, "--target", "archive", "--size", f"{size:g}kB",
-                "--seed", str(args.seed),
+                str(_network(name, Path(folder))), *data, "--target", target, "--size", f"{size:g}kB",
+                "--seed", str(seed),
             ]  # fmt: skip
-            runs.append(process.compress(arguments, args.threads))
-            entry, predicted = runs[-1].record["files"]["archive"], runs[-1].record["predicted"]["loss"]
+            runs.append(process.compress(arguments, threads))
+            entry, predicted = runs[-1].record["files"][target], runs[-1].record["predicted"]["loss"]
             print(
-                f"{name} {size:g} kB: {entry['nbytes']} bytes, accuracy {100 * entry['accuracy']:.2f} %, lost "
+                f"{name} {target} {size:g} kB: {entry['nbytes']} bytes, accuracy {100 * entry['accuracy']:.2f} %, lost "
                 f"{entry['loss_points']:.2f}, KL {entry['kl']:.4f} (predicted {predicted:.4f}), "
                 f"{runs[-1].wall_s:.0f} s, {runs[-1].record['peak_rss_bytes'] / 1e9:.2f} GB",
                 flush=True,
@@ -99,6 +99,14 @@ def _write_data(name: str, seed: int, folder: Path) -> list[str]:
     np.savez(given, x=np.asarray(calibration))
     np.savez(scored, x=np.asarray(test), y=np.asarray(test.labels))
     return named
+
+
+def measured(run: process.Run, target: str) -> dict[str, Any]:
+    """What a run leaves in the JSON."""
+    return {
+        "seconds": run.wall_s, "cpu_s": run.cpu_s, "peak_rss_bytes": run.record["peak_rss_bytes"],
+        "predicted": run.record["predicted"], **run.record["files"][target],
+    }  # fmt: skip
 
 
 def _network(name: str, folder: Path) -> Path:
@@ -162,24 +170,21 @@ def main() -> None:
     parser.add_argument("--no-sweep", action="store_true", help="only the sizes that are asked for, no dial")
     args = parser.parse_args()
     claims: list[Claim] = []
-    measured: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     sweeps: dict[str, Any] = {}
     for name in args.networks:
-        runs = runs_of(name, args)
+        sizes = [size for size, _ in ASKED[name].sizes]
+        runs = runs_of(name, "archive", sizes, args.threads, args.seed)
         claims += claims_of(name, runs)
+        found[name] = [measured(run, "archive") for run in runs]
         if not args.no_sweep:
             bench, points = sweep_of(name, args)
             claims.append(claim_of_sweep(name, points))
             sweeps[name] = [point.as_dict() for point in points]
             draw(RESULTS / f"archive_{name}.png", f"Archives of {name}, calibration only", {name: points},
                  {name: (bench.nbytes, bench.baseline.accuracy or 0.0)}, zoom=2, file="archive")  # fmt: skip
-        measured[name] = [
-            {"seconds": run.wall_s, "cpu_s": run.cpu_s, "peak_rss_bytes": run.record["peak_rss_bytes"],
-             "predicted": run.record["predicted"], **run.record["files"]["archive"]}
-            for run in runs
-        ]  # fmt: skip
     show(TITLE, claims)
-    print(save("archive", TITLE, claims, threads=args.threads, seed=args.seed, runs=measured, sweep=sweeps))
+    print(save("archive", TITLE, claims, threads=args.threads, seed=args.seed, runs=found, sweep=sweeps))
 
 
 if __name__ == "__main__":

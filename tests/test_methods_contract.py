@@ -243,6 +243,28 @@ def test_every_rounding_gives_integers_that_come_nearer_with_finer_steps(name, o
     assert losses[1] <= losses[0] + 1e-12
 
 
+@pytest.mark.parametrize("name", sorted(roundings()))
+@pytest.mark.parametrize("one", [s for s in SITES if s.geometry.kind != "conv_transpose"], ids=lambda s: s.name)
+def test_every_rounding_fits_a_width_and_comes_nearer_with_a_wider_one(name, one):
+    metric = metric_of(one, data_curvature(one))
+    weight = torch.from_numpy(grouped(one.weight, one.geometry.groups)).double()
+    losses, before = [], weight.clone()
+    for bits in (4, 8):
+        form = roundings()[name].fixed(weight, metric.factors, bits)
+        again = roundings()[name].fixed(weight, metric.factors, bits)
+        assert form.integers.dtype == np.int32
+        assert form.integers.shape == (weight.shape[0] * weight.shape[1], weight.shape[2])
+        assert np.abs(form.integers).max() <= 2 ** (bits - 1) - 1
+        assert form.column.tolist() == [0], "one float32 product gives the weight"
+        assert (form.integers == again.integers).all()
+        assert (form.row == again.row).all()
+        change = weight - torch.from_numpy(dense(form)).reshape(weight.shape)
+        assert torch.isfinite(change).all()
+        losses.append(float(metric.inputs.between(change, change).diagonal(dim1=1, dim2=2).sum()))
+    assert torch.equal(weight, before)
+    assert losses[1] <= losses[0]
+
+
 def test_settings_of_roundings_survive_json_and_are_checked():
     for name, rounding in roundings().items():
         assert is_dataclass(rounding.settings)

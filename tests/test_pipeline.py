@@ -207,7 +207,7 @@ def test_the_plan_replayed_gives_the_same_file(default, trained, tmp_path):
 
 def test_a_plan_tells_what_it_was_made_with(default, trained):
     plan = json.loads(default.plan.to_json())
-    assert (plan["version"], plan["seed"], plan["refit"]) == (2, 1, True)
+    assert (plan["version"], plan["target"], plan["seed"], plan["refit"]) == (3, "onnx", 1, True)
     assert len(plan["data"]) == 16
     bare = compress(trained, example=torch.zeros(1, 2, 8, 8), budget=Budget(tradeoff=0.8), refit=False, seed=2)
     assert (bare.plan.seed, bare.plan.refit, bare.plan.data) == (2, False, None)

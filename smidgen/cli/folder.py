@@ -12,7 +12,9 @@ from typing import Any
 from smidgen.errors import OutputError
 from smidgen.report.result import writable_folder
 
-WRITTEN = ("model.onnx", "model.smidgen", "model.safetensors", "plan.json", "result.json")
+WRITTEN = (
+    "model.onnx", "model.smidgen", "model.w8.onnx", "model.w4.onnx", "model.safetensors", "plan.json", "result.json",
+)  # fmt: skip
 
 
 @contextlib.contextmanager

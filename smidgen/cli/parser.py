@@ -130,7 +130,7 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         default="onnx",
-        help="kind of file the budget binds: onnx or archive; several with commas, it binds the first",
+        help="file the budget binds: onnx, onnx-w8, onnx-w4 or archive; several with commas, it binds the first",
     )
     _add_output(parser)
 

@@ -25,8 +25,9 @@ from torch import nn
 from smidgen.errors import LoadError
 from smidgen.export.archive import Packed
 from smidgen.export.files import write_bytes
+from smidgen.export.onnx_integers import integer_weight, with_int4
 from smidgen.export.onnx_strip import drop_unused, strip
-from smidgen.forms import Quantized, Stage, stages
+from smidgen.forms import Geometry, Quantized, Stage, stages, width
 from smidgen.site import Site, Stored
 
 DOMAIN = "smidgen"
@@ -77,7 +78,7 @@ def export_base(
     return Base(strip(_optimised(proto)), found, norms, dynamic)
 
 
-def write(base: Base, sites: list[Site], stored: Mapping[str, Stored], path: Path) -> int:
+def write(base: Base, sites: list[Site], stored: Mapping[str, Stored], path: Path, target: str = "onnx") -> int:
     """Write a file in which every placeholder is the chain of layers of its form.
 
     Args:
@@ -85,6 +86,7 @@ def write(base: Base, sites: list[Site], stored: Mapping[str, Stored], path: Pat
         sites: the network's sites.
         stored: form and bias by site name, for every site of the base.
         path: file to write, replaced in one step.
+        target: ``onnx`` for floats, or one whose file holds integers of a fixed width.
 
     Returns:
         The file's size in bytes.
@@ -92,10 +94,10 @@ def write(base: Base, sites: list[Site], stored: Mapping[str, Stored], path: Pat
     Raises:
         OutputError: when the file cannot be written.
     """
-    return write_bytes(fill(base, sites, stored).SerializeToString(), path)
+    return write_bytes(fill(base, sites, stored, target).SerializeToString(), path)
 
 
-def fill(base: Base, sites: list[Site], stored: Mapping[str, Stored]) -> onnx.ModelProto:
+def fill(base: Base, sites: list[Site], stored: Mapping[str, Stored], target: str = "onnx") -> onnx.ModelProto:
     """The complete graph for a set of forms; see `write`."""
     proto = onnx.ModelProto()
     proto.CopyFrom(base.proto)
@@ -105,12 +107,12 @@ def fill(base: Base, sites: list[Site], stored: Mapping[str, Stored]) -> onnx.Mo
     del graph.node[:]
     for node in nodes:
         if node.domain == DOMAIN:
-            graph.node.extend(_chain(graph, node, by_name[node.name], stored[node.name]))
+            graph.node.extend(_chain(graph, node, by_name[node.name], stored[node.name], target))
         else:
             graph.node.append(node)
     del proto.opset_import[:]
     proto.opset_import.extend(e for e in base.proto.opset_import if e.domain != DOMAIN)
-    return proto
+    return with_int4(proto)
 
 
 def integer_tensors(base: Base, sites: list[Site], stored: Mapping[str, Stored]) -> dict[str, Packed]:
@@ -126,9 +128,8 @@ def integer_tensors(base: Base, sites: list[Site], stored: Mapping[str, Stored])
         chain = stages(one.form, by_name[marker.name].geometry)
         names = _stage_names(marker.name, len(chain))
         for name, stage in zip(names, chain, strict=True):
-            turned = stage.geometry.kind == "linear" and not _flat(marker)
             if isinstance(stage.weight, Quantized):
-                found[f"{name}.weight"] = Packed(stage.weight, turned)
+                found[f"{name}.weight"] = Packed(stage.weight, _turned(stage, marker))
         if one.bias_form is not None:
             found[f"{names[-1]}.bias"] = Packed(one.bias_form)
     return found
@@ -138,39 +139,57 @@ def _stage_names(site: str, count: int) -> list[str]:
     return [site] if count == 1 else [f"{site}.{i}" for i in range(count)]
 
 
-def _chain(graph: onnx.GraphProto, marker: onnx.NodeProto, site: Site, stored: Stored) -> list[onnx.NodeProto]:
+def _chain(
+    graph: onnx.GraphProto, marker: onnx.NodeProto, site: Site, stored: Stored, target: str
+) -> list[onnx.NodeProto]:
     chain = stages(stored.form, site.geometry)
     nodes, value = [], marker.input[0]
     for i, (prefix, stage) in enumerate(zip(_stage_names(site.name, len(chain)), chain, strict=True)):
         last = i == len(chain) - 1
         result = marker.output[0] if last else f"{marker.output[0]}.{i}"
-        bias = stored.bias if last else None
-        nodes += _layer(graph, stage, prefix, value, result, bias, flat=_flat(marker))
+        weight, made = _weight(graph, stage, f"{prefix}.weight", target, turned=_turned(stage, marker))
+        names = [value, weight]
+        if last and stored.bias is not None:
+            names.append(f"{prefix}.bias")
+            _add_floats(graph, stored.bias, names[-1])
+        nodes += [*made, *_layer(stage.geometry, names, result, flat=_flat(marker))]
         value = result
     return nodes
+
+
+def _turned(stage: Stage, marker: onnx.NodeProto) -> bool:
+    """Whether the weight is stored with its axes swapped, as MatMul takes it."""
+    return stage.geometry.kind == "linear" and not _flat(marker)
+
+
+def _weight(
+    graph: onnx.GraphProto, stage: Stage, name: str, target: str, *, turned: bool
+) -> tuple[str, list[onnx.NodeProto]]:
+    """Store a weight; the value that holds it in floats, and the nodes that make those."""
+    leaf, bits = stage.weight, width(stage.weight, target)
+    if bits is None or not isinstance(leaf, Quantized):
+        _add_floats(graph, stage.values.T if turned else stage.values, name)
+        return name, []
+    node = integer_weight(graph, leaf, stage.shape, bits, name, turned=turned)
+    return node.output[0], [node]
+
+
+def _add_floats(graph: onnx.GraphProto, values: np.ndarray, name: str) -> None:
+    graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(values, dtype=np.float32), name))
 
 
 def _flat(marker: onnx.NodeProto) -> bool:
     return any(a.name == "flat" and a.i for a in marker.attribute)
 
 
-def _layer(
-    graph: onnx.GraphProto, stage: Stage, prefix: str, value: str, result: str, bias: np.ndarray | None, *, flat: bool
-) -> list[onnx.NodeProto]:
-    g = stage.geometry
-    names = [f"{prefix}.weight"] + ([f"{prefix}.bias"] if bias is not None else [])
-    weight = stage.values
-    if g.kind == "linear" and not flat:
-        weight = weight.T
-    for name, array in zip(names, [weight, bias], strict=False):
-        assert array is not None  # names stops at the weight where there is no bias
-        graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array, dtype=np.float32), name))
+def _layer(g: Geometry, names: list[str], result: str, *, flat: bool) -> list[onnx.NodeProto]:
+    """The nodes of one plain layer; names of its input, its weight and perhaps its bias."""
     if g.kind == "linear":
         if flat:
-            return [helper.make_node("Gemm", [value, *names], [result], transB=1)]
-        product = result if bias is None else f"{result}.m"
-        nodes = [helper.make_node("MatMul", [value, names[0]], [product])]
-        return nodes if bias is None else [*nodes, helper.make_node("Add", [product, names[1]], [result])]
+            return [helper.make_node("Gemm", names, [result], transB=1)]
+        product = result if len(names) == 2 else f"{result}.m"
+        nodes = [helper.make_node("MatMul", names[:2], [product])]
+        return nodes if len(names) == 2 else [*nodes, helper.make_node("Add", [product, names[2]], [result])]
     attributes: dict[str, Any] = {"kernel_shape": g.kernel}
     for key, values, neutral in (("strides", g.stride, 1), ("pads", g.padding * 2, 0), ("dilations", g.dilation, 1)):
         if any(v != neutral for v in values):
@@ -179,7 +198,7 @@ def _layer(
         attributes["output_padding"] = g.output_padding
     if g.groups > 1:
         attributes["group"] = g.groups
-    return [helper.make_node("Conv" if g.kind == "conv" else "ConvTranspose", [value, *names], [result], **attributes)]
+    return [helper.make_node("Conv" if g.kind == "conv" else "ConvTranspose", names, [result], **attributes)]
 
 
 def _export(

@@ -8,7 +8,7 @@ Forms nest: every part is itself a form. What a form costs and what it computes 
 function each: `dense`, `stages`, `nbytes`, `macs`, `params`; never by the method that found it.
 """
 
-from smidgen.forms.cost import macs, nbytes, params
+from smidgen.forms.cost import WIDTHS, macs, nbytes, params, width
 from smidgen.forms.geometry import Geometry
 from smidgen.forms.rebuild import dense, describe, leaves, rank, replace_last, shape
 from smidgen.forms.scales import nearest_exponents, scales
@@ -16,7 +16,7 @@ from smidgen.forms.stages import Stage, stages
 from smidgen.forms.types import CP, Dense, Form, LowRank, Quantized, hollow
 
 __all__ = [
-    "CP", "Dense", "Form", "Geometry", "LowRank", "Quantized", "Stage",
+    "CP", "WIDTHS", "Dense", "Form", "Geometry", "LowRank", "Quantized", "Stage",
     "dense", "describe", "hollow", "leaves", "macs", "nbytes", "nearest_exponents", "params", "rank", "replace_last",
-    "scales", "shape", "stages",
+    "scales", "shape", "stages", "width",
 ]  # fmt: skip

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from smidgen.forms.geometry import Geometry
-from smidgen.forms.stages import stages
-from smidgen.forms.types import Form
+from smidgen.forms.stages import Stage, stages
+from smidgen.forms.types import Form, Quantized
 
 # Bytes one layer adds to a stripped ONNX file beside its weights: node, attributes, tensor header and short names.
 # Measured on files written by smidgen.export (106 for a convolution, 58 for a Gemm); the difference does not matter.
 LAYER_OVERHEAD = {"linear": 60, "conv": 105, "conv_transpose": 120}
 FLOAT_BYTES = 4
+# Widths of integers that a target's file can hold beside floats, the narrowest first.
+WIDTHS: dict[str, tuple[int, ...]] = {"onnx-w8": (8,), "onnx-w4": (4, 8)}
+# Bytes a weight of integers adds beside them and its scales: a DequantizeLinear node, its names, the scales' header.
+# Measured on written files (61 for a convolution and a Gemm, 48 for a MatMul, whose axis is the default).
+WIDTH_OVERHEAD = 61
 
 
 def params(form: Form, geometry: Geometry) -> int:
@@ -28,17 +35,41 @@ def macs(form: Form, geometry: Geometry) -> int:
     return sum(stage.macs for stage in stages(form, geometry))
 
 
-def nbytes(form: Form, geometry: Geometry, target: str = "onnx") -> int:
+def nbytes(form: Form, geometry: Geometry, target: str = "onnx", bits: int | None = None) -> int:
     """Bytes the form takes in a target's file, its layers' own overhead included.
 
     Args:
         form: how the weight is stored.
         geometry: the layer it replaces.
-        target: name of the file kind; float32 ``onnx`` is the one there is.
+        target: name of the file kind: float32 ``onnx``, or one of `WIDTHS`.
+        bits: width of all its leaves, for a form whose integers are not known yet.
 
     Raises:
         ValueError: for a target without a byte model.
     """
-    if target != "onnx":
-        raise ValueError(f"nbytes: no byte model for target {target!r}; use 'onnx'")
-    return sum(FLOAT_BYTES * s.params + LAYER_OVERHEAD[s.geometry.kind] for s in stages(form, geometry))
+    if target != "onnx" and target not in WIDTHS:
+        raise ValueError(f"nbytes: no byte model for target {target!r}; use one of onnx, {', '.join(WIDTHS)}")
+    return sum(_stage_nbytes(s, bits or width(s.weight, target)) for s in stages(form, geometry))
+
+
+def width(form: Form, target: str) -> int | None:
+    """Bits of each integer of a leaf in a target's file; None where the file holds its floats.
+
+    >>> leaf = Quantized(np.array([[7, -3]]), np.zeros(1, np.int32), np.zeros(1, np.int32))
+    >>> width(leaf, "onnx-w4"), width(leaf, "onnx-w8"), width(leaf, "onnx")
+    (4, 8, None)
+    """
+    # A runtime multiplies by one scale a row; several columns' scales it has no place for.
+    if not isinstance(form, Quantized) or len(form.column) > 1:
+        return None
+    largest = int(np.abs(form.integers).max(initial=0))
+    return next((bits for bits in WIDTHS.get(target, ()) if largest < 2 ** (bits - 1)), None)
+
+
+def _stage_nbytes(stage: Stage, bits: int | None) -> int:
+    kind = stage.geometry.kind
+    if bits is None:
+        return FLOAT_BYTES * stage.params + LAYER_OVERHEAD[kind]
+    # Integers of four bits lie two in a byte; each row has a float32 scale.
+    weights = -(-stage.params * bits // 8)
+    return weights + FLOAT_BYTES * stage.geometry.out_channels + WIDTH_OVERHEAD + LAYER_OVERHEAD[kind]

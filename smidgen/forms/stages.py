@@ -29,15 +29,17 @@ class Stage:
     geometry: Geometry
 
     @property
-    def values(self) -> np.ndarray:
-        """The layer's weight in its storage shape, ``[out, inp, *kernel]``."""
-        full = dense(self.weight)
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape as its layer stores it, ``[out, inp, *kernel]``."""
         g = self.geometry
-        if g.kind == "linear":
-            return full.reshape(g.out_channels, g.in_channels)
         if g.kind == "conv_transpose":
-            return full.reshape(g.in_channels, g.out_channels // g.groups, *g.kernel)
-        return full.reshape(g.out_channels, g.in_channels // g.groups, *g.kernel)
+            return g.in_channels, g.out_channels // g.groups, *g.kernel
+        return g.out_channels, g.in_channels // g.groups, *g.kernel
+
+    @property
+    def values(self) -> np.ndarray:
+        """The layer's weight in its storage shape."""
+        return dense(self.weight).reshape(self.shape)
 
     @property
     def params(self) -> int:

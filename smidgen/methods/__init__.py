@@ -83,6 +83,10 @@ class Rounding(Protocol):
         """A weight ``[groups, out, n]`` as integers; see `smidgen.methods.gptq.Gptq.rounded`."""
         ...
 
+    def fixed(self, weight: Any, factors: Any, bits: int) -> Quantized:
+        """The same as integers of a fixed width; see `smidgen.methods.gptq.Gptq.fixed`."""
+        ...
+
     def with_settings(self, **settings: Any) -> Rounding:
         """The same rounding with other settings."""
         ...

@@ -1,6 +1,7 @@
 """Rounding to integers, each column making good what the columns before it lost.
 
     W_ij ≈ r_i · s_j · z_ij,    steps r_i = 1/√g_i times s: the price alone sets them, c = √(12 μ / ln 2)
+    W_ij ≈ r_i · z_ij,          |z| < 2^(bits−1): r_i fits the row, where the file fixes the width
 
 Columns are taken one after another in the factor of A (`smidgen.numerics.cancellation`); a row's step follows the row's
 share g_i of the loss, so a single constant c serves every layer of a network and bits fall out. Paper: GPTQ,
@@ -22,10 +23,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smidgen.forms import Quantized, nearest_exponents, scales
-from smidgen.forms.scales import PER_OCTAVE
-from smidgen.numerics.cancellation import Factor
+from smidgen.forms.scales import LARGEST_EXPONENT, PER_OCTAVE
+from smidgen.numerics.cancellation import Factor, row_costs
+from smidgen.numerics.fixed_width import clamped_nearest, round_fixed
 from smidgen.numerics.rounding import Rounded, round_gptq
 from smidgen.numerics.rounding_groups import round_groups
+
+# Scales an octave where the width is fixed: no finer integers can make good a scale beside the best, as they do where
+# the step follows the price. With 16 it is at most 2.2 % off.
+FIXED_GRID = 16
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,23 @@ class Gptq:
         """
         return quantized(weight, factors, rows, step, window, self.settings, round_gptq, round_groups)
 
+    def fixed(
+        self, weight: Float[Tensor, "groups out n"], factors: list[Factor] | Float[Tensor, "groups n n"], bits: int
+    ) -> Quantized:
+        """The weight as integers of a fixed width, ±(2^(bits−1) − 1), a scale a row.
+
+        Args:
+            weight, factors: as of `rounded`.
+            bits: width of every integer.
+
+        >>> import torch
+        >>> from smidgen.numerics.cancellation import factorise
+        >>> form = ROUNDING.fixed(torch.tensor([[[7.0, -2.0]]]), [factorise(torch.eye(2))], 4)
+        >>> form.integers.tolist(), form.row.tolist()
+        ([[7, -2]], [0])
+        """
+        return fixed(weight, factors, bits)
+
 
 # (weight [out, n], factor, row scales, column scales) → integers with their scales
 Round = Callable[[Tensor, Factor, Tensor, Tensor], Rounded]
@@ -124,6 +147,54 @@ def quantized(
     row_scale, column_scale = (torch.from_numpy(scales(e, grid)).to(weight.device) for e in (row, column))
     z = one(weight[0], factor, row_scale, column_scale.repeat_interleave(weight.shape[2] // len(column))).integers
     return Quantized(z.cpu().numpy().astype(np.int32), row, column, grid)
+
+
+def fixed(
+    weight: Float[Tensor, "groups out n"],
+    factors: list[Factor] | Float[Tensor, "groups n n"],
+    bits: int,
+    *,
+    feedback: bool = True,
+) -> Quantized:
+    """Scales that fit the width, then integers: what all roundings share; see `Gptq.fixed`.
+
+    The column's exponent is 0, so that a weight is one float32 product, z · r, as a runtime computes it.
+
+    Args:
+        weight, factors, bits: as given to `Gptq.fixed`.
+        feedback: later columns make good what earlier ones lost.
+    """
+    groups, out, n = weight.shape
+    levels, flat = 2 ** (bits - 1) - 1, weight.reshape(groups * out, n)
+    if isinstance(factors, Tensor):
+        importance = factors.diagonal(dim1=1, dim2=2).square().repeat_interleave(out, 0)
+
+        def cost(change: Tensor) -> Tensor:
+            return (change.reshape(weight.shape) @ factors).square().sum(2).flatten()
+
+        def fed(scale: Tensor) -> Tensor:
+            return round_groups(weight, factors, scale.reshape(groups, out), levels=levels).reshape(flat.shape)
+    else:
+        factor, importance = factors[0], factors[0].diagonal.square()[None]
+
+        def cost(change: Tensor) -> Tensor:
+            return row_costs(change, factor)
+
+        def fed(scale: Tensor) -> Tensor:
+            z = round_gptq(flat, factor, scale, levels=levels).integers
+            # An input that was never seen may come yet, and here a zero would save nothing.
+            return torch.where(factor.alive, z, clamped_nearest(flat, scale, levels))
+
+    def grid(exponents: Tensor) -> Tensor:
+        return torch.from_numpy(scales(_within(exponents), FIXED_GRID)).to(weight.device)
+
+    z, row = round_fixed(flat, importance, bits, FIXED_GRID, grid, cost, fed if feedback else None)
+    return Quantized(z.cpu().numpy(), _within(row), np.zeros(1, np.int32), FIXED_GRID)
+
+
+def _within(exponents: Tensor) -> np.ndarray:
+    most = LARGEST_EXPONENT * FIXED_GRID
+    return exponents.clamp(-most, most).cpu().numpy().astype(np.int32)
 
 
 def _inverse_roots(rows: Tensor) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smidgen.forms import Quantized
 from smidgen.methods.gptq import Settings as Scales
-from smidgen.methods.gptq import quantized
+from smidgen.methods.gptq import fixed, quantized
 from smidgen.numerics.cancellation import Factor
 from smidgen.numerics.rounding import Rounded, round_nearest
 
@@ -54,6 +54,12 @@ class Nearest:
     ) -> Quantized:
         """The weight as integers; arguments as of `smidgen.methods.gptq.Gptq.rounded`."""
         return quantized(weight, factors, rows, step, window, self.settings, _one, _several)
+
+    def fixed(
+        self, weight: Float[Tensor, "groups out n"], factors: list[Factor] | Float[Tensor, "groups n n"], bits: int
+    ) -> Quantized:
+        """The weight as integers of a fixed width; see `smidgen.methods.gptq.Gptq.fixed`."""
+        return fixed(weight, factors, bits, feedback=False)
 
 
 def _one(weight: Tensor, _factor: Factor, row_scale: Tensor, column_scale: Tensor) -> Rounded:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from smidgen.forms import Quantized
 from smidgen.methods.gptq import Settings as Scales
-from smidgen.methods.gptq import quantized
+from smidgen.methods.gptq import fixed, quantized
 from smidgen.numerics.cancellation import Factor
 from smidgen.numerics.rate_aware import round_rate_aware
 from smidgen.numerics.rounding import Rounded
@@ -82,6 +82,12 @@ class RateAware:
             )  # fmt: skip
 
         return quantized(weight, factors, rows, step, window, self.settings, one, round_groups)
+
+    def fixed(
+        self, weight: Float[Tensor, "groups out n"], factors: list[Factor] | Float[Tensor, "groups n n"], bits: int
+    ) -> Quantized:
+        """As `smidgen.methods.gptq.Gptq.fixed`: every integer takes the same bits, so there is no rate to count."""
+        return fixed(weight, factors, bits)
 
 
 ROUNDING = RateAware()

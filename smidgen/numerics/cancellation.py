@@ -161,6 +161,20 @@ def _cancel_block(weight: Tensor, names: list[int], lower: Tensor, choose: Choos
     return values.T
 
 
+def row_costs(change: Float[Tensor, "out n"], factor: Factor) -> Float[Tensor, " out"]:
+    """‖Δw L‖² of each row: what `cancel` makes small.
+
+    >>> import torch
+    >>> row_costs(torch.ones(1, 2), factorise(torch.eye(2) * 4, damp=0.0)).tolist()
+    [8.0]
+    """
+    wide = change.to(torch.float64)
+    parts = [
+        (wide[:, block] @ lower).square().sum(1) for block, lower in zip(factor.columns, factor.lowers, strict=True)
+    ]
+    return torch.stack(parts).sum(0)
+
+
 def error(
     change: Float[Tensor, "out n"], moment: Float[Tensor, "n n"], row_curvature: Float[Tensor, " out"] | None = None
 ) -> float:

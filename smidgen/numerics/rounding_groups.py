@@ -34,7 +34,11 @@ def factorise_groups(moment: Float[Tensor, "groups n n"], *, damp: float = 0.01)
 
 
 def round_groups(
-    weight: Float[Tensor, "groups out n"], lower: Float[Tensor, "groups n n"], step: Float[Tensor, "groups out"]
+    weight: Float[Tensor, "groups out n"],
+    lower: Float[Tensor, "groups n n"],
+    step: Float[Tensor, "groups out"],
+    *,
+    levels: int | None = None,
 ) -> Int[Tensor, "groups out n"]:
     """Every column of every group to its nearest step in turn, from the last, the others making good what it lost.
 
@@ -42,6 +46,7 @@ def round_groups(
         weight: W of each group.
         lower: from `factorise_groups`.
         step: of each row.
+        levels: largest magnitude of an integer, for fixed widths; free when None.
 
     Paper: arXiv:2210.17323.
 
@@ -53,9 +58,10 @@ def round_groups(
     left = weight.detach().to(torch.float64) @ lower
     integers = torch.zeros_like(left)
     wide = step.to(left)
+    most = LARGEST if levels is None else levels
     for j in range(left.shape[2] - 1, -1, -1):
         target = left[:, :, j] / lower[:, j, j, None]
-        z = (target / wide).round().clamp(-LARGEST, LARGEST)
+        z = (target / wide).round().clamp(-most, most)
         integers[:, :, j] = z
         left -= (z * wide)[:, :, None] * lower[:, j, None, :]
     return integers.to(torch.int32)

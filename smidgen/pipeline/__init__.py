@@ -67,7 +67,8 @@ def compress(
         example: one batch of inputs, needed where neither data nor the file tell the shape.
         methods: ``"auto"`` for all, names, or names by layer kind: ``{"linear": ["svd"], "conv": ["cp"]}``.
         target: the kind of file the budget binds, or several, the first of which it binds: ``"archive"`` (integers,
-            entropy-coded; `smidgen.unpack` gives back the ONNX file) or ``"onnx"`` (floats).
+            entropy-coded; `smidgen.unpack` gives back the ONNX file), ``"onnx"`` (floats), ``"onnx-w8"`` or
+            ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear).
         rounding: how integers are found, for a target that holds them: ``"gptq"``, ``"rate_aware"`` or ``"nearest"``.
         metric: replaces accuracy: a function ``(outputs, labels) → float``, higher is better, or ``file.py:function``.
         refit: refit each layer on what the compressed layers before it produce (needs data).
@@ -133,12 +134,12 @@ def apply(
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     parsed.check(task.prepared.sites)
     needed = sorted({c.method for c in parsed.choices if c.method is not None})
-    target = "archive" if any(c.step is not None for c in parsed.choices) else "onnx"
+    targets = check_targets(parsed.target)
     rounding = next((name for name in parsed.settings if name in roundings()), "gptq")
-    options, _ = candidates(task, needed, progress, parsed.settings, target, rounding)
+    options, _ = candidates(task, needed, progress, parsed.settings, targets[0], rounding)
     with Threads(task.threads):
-        mode = None if target == "onnx" else cast(Refit, parsed.moved)
-        work = Workshop(task, options, refit, progress, targets=(target,), mode=mode)
+        mode = cast(Refit, parsed.moved) if any(c.rounded for c in parsed.choices) else None
+        work = Workshop(task, options, refit, progress, targets=targets, mode=mode)
         trial = work.trial(replace(parsed, **work.circumstances))
         outcome = Outcome(trial, met=True, note=_differences(parsed, trial.plan))
         return work.finish(outcome, Budget(), time.perf_counter() - started)

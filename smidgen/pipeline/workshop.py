@@ -18,11 +18,11 @@ from smidgen.calibrate.norms import curvature_of
 from smidgen.data import Dataset, Roles
 from smidgen.errors import VerificationError
 from smidgen.export.onnx import write
-from smidgen.forms import Dense, macs
+from smidgen.forms import WIDTHS, Dense, macs
 from smidgen.measure.memory import release
 from smidgen.measure.scores import Judge
 from smidgen.methods import Method, Rounding, choose_methods, choose_rounding
-from smidgen.pipeline.targets import FILES, INTEGERS, runnable, write_target
+from smidgen.pipeline.targets import ALWAYS, FILES, runnable, write_target
 from smidgen.pipeline.task import Progress, Task, Threads, data_hash, one_input
 from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.plan import Choice, Plan
@@ -30,6 +30,7 @@ from smidgen.planning.precision import with_precision
 from smidgen.planning.probe import SHARES, losses_alone, probe
 from smidgen.planning.realise import REFITS, Realised, Refit, realise, references
 from smidgen.planning.search import Outcome, Trial
+from smidgen.planning.widths import with_widths
 from smidgen.report.record import measure_files, record
 from smidgen.report.result import Result, Scratch
 from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
@@ -66,14 +67,13 @@ def candidates(
     """
     asked, allowed = choose_methods(methods, settings or {})
     how = choose_rounding(rounding, settings or {})
-    chosen: dict[str, Method | Rounding] = {**asked, how.name: how} if target in INTEGERS else {**asked}
+    chosen: dict[str, Method | Rounding] = {**asked} if target == "onnx" else {**asked, how.name: how}
     sites = task.prepared.sites
     with Threads(task.threads):
         curvatures = _curvatures(task, progress)
         tick = _ticks(progress, "candidates", len(sites))
         options = gather(sites, curvatures, asked, allowed=allowed, device=task.device, seed=task.seed, tick=tick)
-        if target in INTEGERS:
-            options = [with_precision(o, curvatures.get(o.site.name, weights_only(o.site)), how) for o in options]
+        options = [_rounded(o, curvatures.get(o.site.name, weights_only(o.site)), how, target) for o in options]
         if task.roles is not None:
             inputs, tick = _kept_batches(task.roles, _probe_inputs(options)), _ticks(progress, "probe", len(sites))
             options = probe(task.prepared.module, options, inputs, device=task.device, tick=tick)
@@ -91,6 +91,13 @@ def _curvatures(task: Task, progress: Progress) -> dict[str, Curvature]:
     curvatures = collect(task.prepared.module, sites, batches, device=task.device, seed=task.seed)
     release()
     return curvatures
+
+
+def _rounded(option: Options, curvature: Curvature, how: Rounding, target: str) -> Options:
+    """A site's options with the integers that the target's file can hold."""
+    if target == "archive":
+        return with_precision(option, curvature, how)
+    return with_widths(option, curvature, how, target) if target in WIDTHS else option
 
 
 class Workshop:
@@ -118,7 +125,9 @@ class Workshop:
         mode: Refit | None = None,
     ) -> None:
         self.task, self.options, self.progress, self.targets = task, options, progress, tuple(targets)
-        self.circumstances: dict[str, Any] = {"seed": task.seed, "refit": refit, "data": data_hash(task.roles)}
+        self.circumstances: dict[str, Any] = {
+            "seed": task.seed, "refit": refit, "data": data_hash(task.roles), "target": self.targets[0],
+        }  # fmt: skip
         self.folder = Scratch()
         self.known = None
         if refit and task.roles is not None:
@@ -140,10 +149,12 @@ class Workshop:
         path = self.folder.path / f"trial{self.count}.onnx"
         realised = self._realised(plan)
         write(task.prepared.base, task.prepared.sites, realised.stored, path)
-        nbytes = write_target(self.targets[0], task.prepared, realised.stored, path).stat().st_size
+        written = write_target(self.targets[0], task.prepared, realised.stored, path)
+        nbytes = written.stat().st_size
         points, error = None, 0.0
         if self.judge is not None and task.roles is not None:
-            with open_onnx(path, task.threads) as runner:
+            # What an archive unpacks to differs from the file beside it in the names of weights alone.
+            with open_onnx(path if self.targets[0] == "archive" else written, task.threads) as runner:
                 loss = self.judge.loss(run_dataset(runner, task.roles.selection.batches()))
                 points, error = loss.points, loss.error
         release()
@@ -166,7 +177,7 @@ class Workshop:
                 tick=lambda name: self.progress(f"trial {self.count}", 0, 0),
             )  # fmt: skip
 
-        if self.mode is not None or self.known is None or all(c.step is None for c in plan.choices):
+        if self.mode is not None or self.known is None or not any(c.rounded for c in plan.choices):
             return carry_out("weights" if self.mode is None else self.mode)
         tried = {mode: carry_out(mode) for mode in REFITS}
         losses = {mode: self._loss(realised) for mode, realised in tried.items()}
@@ -192,15 +203,16 @@ class Workshop:
         best = outcome.best
         realised: Realised = best.carried[0]
         path: Path = best.carried[1]
-        final = path.with_name("model.onnx")
+        final = path.with_name(FILES["onnx"])
         path.replace(final)
-        self._verify(realised, final)
-        self.progress("measure", 0, 1)
-        # Both are always written: the table shows the archive's bytes beside the runnable file's.
         written = {
             name: write_target(name, task.prepared, realised.stored, final)
-            for name in dict.fromkeys((*self.targets, *FILES))
+            for name in dict.fromkeys((*self.targets, *ALWAYS))
         }
+        for name, each in written.items():
+            if name != "archive":
+                self._verify(realised, each)
+        self.progress("measure", 0, 1)
         files = measure_files(
             {"original": self.original, **written}, task.test, task.metric, one_input(task), task.threads,
             {name: runnable(name, path) for name, path in written.items()},
@@ -224,9 +236,9 @@ class Workshop:
         batches, model = list(selection.array(0, count).batches()), self.task.prepared.module
         changed = [
             (option, choice) for option, choice in zip(self.options, plan.choices, strict=True)
-            if choice.method is not None or choice.step is not None
+            if choice.changed
         ]  # fmt: skip
-        forms = {o.site.name: (o.site, o.form(c.method, c.rank, c.step)) for o, c in changed}
+        forms = {o.site.name: (o.site, o.form(*c.taken)) for o, c in changed}
         return losses_alone(model, forms, batches, device=self.task.device)
 
     def _original(self) -> Path:

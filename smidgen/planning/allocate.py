@@ -109,7 +109,7 @@ def spend(options: Sequence[Options], plan: Plan, spare: int) -> Plan:
     Returns:
         A plan with at most ``spare`` more bytes and no more loss.
     """
-    current = [o.labels.index(Label(c.method, c.rank, c.step)) for o, c in zip(options, plan.choices, strict=True)]
+    current = [o.labels.index(Label(*c.taken)) for o, c in zip(options, plan.choices, strict=True)]
     while True:
         steps = [
             (gain, extra, site, i)
@@ -132,9 +132,12 @@ def _upgrades(option: Options, now: int, spare: int) -> list[tuple[float, int, i
 
 
 def _choice(option: Options, i: int) -> Choice:
-    method, rank, step = option.labels[i]
-    reason = _reason(option) if method is None and step is None else None
-    return Choice(option.site.name, method, rank, float(option.losses[i]), int(option.sizes[i]), reason, step)
+    label = option.labels[i]
+    reason = _reason(option) if label == Label(None, None) else None
+    return Choice(
+        option.site.name, label.method, label.rank, float(option.losses[i]), int(option.sizes[i]), reason,
+        label.step, label.bits,
+    )  # fmt: skip
 
 
 def _reason(option: Options) -> str:

@@ -19,12 +19,14 @@ class Label(NamedTuple):
 
     Args:
         method, rank: its structure; None for the dense layer.
-        step: c of its rounding, None for floats.
+        step: c of its rounding to integers of any size, None for others.
+        bits: width of its integers, None for others.
     """
 
     method: str | None
     rank: int | None
     step: float | None = None
+    bits: int | None = None
 
 
 @runtime_checkable
@@ -33,8 +35,8 @@ class Rounder(Protocol):
 
     method: Rounding
 
-    def form(self, form: Form, step: float) -> Form:
-        """The form with integers in its leaves."""
+    def form(self, form: Form, step: float | None, bits: int | None = None) -> Form:
+        """The form with integers in its leaves, by a step or of a width."""
         ...
 
 
@@ -61,14 +63,14 @@ class Options:
     worth: float = 0.0
     precision: Rounder | None = None
 
-    def form(self, method: str | None, rank: int | None, step: float | None = None) -> Form:
+    def form(self, method: str | None, rank: int | None, step: float | None = None, bits: int | None = None) -> Form:
         """The form of one option."""
         form = self._structure(method, rank)
-        if step is None:
+        if step is None and bits is None:
             return form
         if self.precision is None:
             raise PlanError(f"plan: '{self.site.name}' cannot be rounded: {'; '.join(self.refusals.values())}")
-        return self.precision.form(form, step)
+        return self.precision.form(form, step, bits)
 
     def _structure(self, method: str | None, rank: int | None) -> Form:
         if method is None or rank is None:

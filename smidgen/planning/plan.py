@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from typing import Any
 
+from smidgen.budget import TARGETS
 from smidgen.errors import PlanError
+from smidgen.forms import WIDTHS
 from smidgen.site import Site
 
-VERSION = 2
+VERSION = 3
 MOVED = ("weights", "biases", "nothing")
+BITS = tuple(sorted({bits for widths in WIDTHS.values() for bits in widths}))
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Choice:
         loss: predicted rise of the loss.
         nbytes: predicted bytes in the target's file.
         reason: why the site stays as it is, when it does.
-        step: c of its rounding to integers, None for floats.
+        step: c of its rounding to integers of any size, None for others.
+        bits: width of its integers where the target's file fixes that, None for others.
     """
 
     site: str
@@ -36,6 +40,22 @@ class Choice:
     nbytes: int
     reason: str | None = None
     step: float | None = None
+    bits: int | None = None
+
+    @property
+    def taken(self) -> tuple[str | None, int | None, float | None, int | None]:
+        """What tells it from the site's other options: method, rank, step, bits."""
+        return self.method, self.rank, self.step, self.bits
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the site becomes integers."""
+        return self.step is not None or self.bits is not None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the site is anything but the layer as it was."""
+        return self.method is not None or self.rounded
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,7 @@ class Plan:
         seed: of everything drawn in the run that made it.
         refit: whether that run refitted layers on its data.
         moved: what a refit moved in layers of integers: weights, biases or nothing.
+        target: the kind of file whose bytes it was made for.
         data: hash of its calibration inputs, None where it had none.
     """
 
@@ -61,6 +82,7 @@ class Plan:
     refit: bool = True
     data: str | None = None
     moved: str = "weights"
+    target: str = "onnx"
 
     @property
     def loss(self) -> float:
@@ -73,9 +95,9 @@ class Plan:
         return sum(choice.nbytes for choice in self.choices)
 
     @property
-    def key(self) -> tuple[tuple[str | None, int | None, float | None], ...]:
+    def key(self) -> tuple[tuple[str | None, int | None, float | None, int | None], ...]:
         """What tells two plans apart."""
-        return tuple((c.method, c.rank, c.step) for c in self.choices)
+        return tuple(c.taken for c in self.choices)
 
     def to_json(self) -> str:
         """The plan as JSON text; see `plan_from_json`."""
@@ -83,6 +105,7 @@ class Plan:
         entries = {
             "version": VERSION, "network": self.network, "price": price, "settings": self.settings,
             "seed": self.seed, "refit": self.refit, "data": self.data, "moved": self.moved,
+            "target": self.target,
         }  # fmt: skip
         return json.dumps({**entries, "choices": [asdict(c) for c in self.choices]}, indent=1)
 
@@ -119,16 +142,19 @@ def plan_from_json(text: str) -> Plan:
         choices = tuple(_choice(entry) for entry in entries.pop("choices"))
         price, settings, network = entries.pop("price"), entries.pop("settings"), entries.pop("network")
         seed, refit, data = entries.pop("seed"), entries.pop("refit"), entries.pop("data")
-        moved = entries.pop("moved")
+        moved, target = entries.pop("moved"), entries.pop("target")
         if moved not in MOVED:
             raise TypeError(f"moved must be one of {', '.join(MOVED)}, not {moved!r}")
+        if target not in TARGETS:
+            raise TypeError(f"target must be one of {', '.join(TARGETS)}, not {target!r}")
         if type(seed) is not int or type(refit) is not bool or not (data is None or isinstance(data, str)):
             raise TypeError(f"a whole seed, refit true or false, a hash of the data: not {seed!r}, {refit!r}, {data!r}")
         if entries or not isinstance(network, str) or not (price is None or _number(price)):
             raise TypeError(f"the network's hash and the price are needed, and nothing beside them: {sorted(entries)}")
         if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
             raise TypeError("settings must be an object of objects")
-        return Plan(choices, inf if price is None else float(price), network, settings, seed, refit, data, moved)
+        price = inf if price is None else float(price)
+        return Plan(choices, price, network, settings, seed, refit, data, moved, target)
     except PlanError:
         raise
     except Exception as error:
@@ -145,6 +171,8 @@ def _choice(entry: dict[str, Any]) -> Choice:
         raise TypeError(f"a choice needs a site, and a method together with a rank, not {entry}")
     if choice.step is not None and not (_number(choice.step) and choice.step > 0):
         raise TypeError(f"step of '{choice.site}' must be a positive number, not {choice.step!r}")
+    if choice.bits is not None and (type(choice.bits) is not int or choice.bits not in BITS or choice.step is not None):
+        raise TypeError(f"bits of '{choice.site}' must be one of {BITS}, with no step beside, not {choice.bits!r}")
     if choice.method is not None and (not isinstance(choice.method, str) or not whole):
         raise TypeError(f"rank of '{choice.site}' must be a positive whole number, not {choice.rank!r}")
     return choice

@@ -20,8 +20,9 @@ from smidgen.coding import cost_model
 from smidgen.errors import Refusal
 from smidgen.forms import Form, Geometry, LowRank, Quantized, dense
 from smidgen.methods import Rounding
+from smidgen.numerics.cancellation import Factor
 from smidgen.planning.candidates import Label, Options
-from smidgen.planning.rounding import Metric, fit_left, metric_of, round_form
+from smidgen.planning.rounding import Metric, RoundLeaf, fit_left, metric_of, round_form
 from smidgen.site import Curvature, Site, grouped
 
 SAMPLE_ROWS = 128  # of a dense layer
@@ -51,9 +52,20 @@ class Precision:
         """The layer's weight as im2col rows, float64."""
         return torch.as_tensor(grouped(self.site.weight, self.site.geometry.groups), dtype=torch.float64)
 
-    def form(self, form: Form, step: float) -> Form:
+    def leaf(self, step: float | None, bits: int | None = None) -> RoundLeaf:
+        """How a leaf becomes integers: by a step of any size, or of a width."""
+
+        def rounded(weight: Tensor, factors: list[Factor] | Tensor, rows: Tensor, window: int) -> Quantized:
+            if bits is not None:
+                return self.method.fixed(weight, factors, bits)
+            assert step is not None  # one of the two is given
+            return self.method.rounded(weight, factors, rows, step, window)
+
+        return rounded
+
+    def form(self, form: Form, step: float | None, bits: int | None = None) -> Form:
         """A form of the site with integers in its leaves, under the original's own moments."""
-        return round_form(form, self.weight, self.site.geometry, self.metric, self.method, step)
+        return round_form(form, self.weight, self.site.geometry, self.metric, self.leaf(step, bits))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,24 +84,28 @@ def with_precision(option: Options, curvature: Curvature, method: Rounding) -> O
         curvature: of the site.
         method: how to round.
     """
-    site = option.site
-    if site.refusal is not None:
-        return option
-    if site.geometry.kind == "conv_transpose":
-        return replace(
-            option, refusals={**option.refusals, method.name: "a transposed convolution has no rounding yet"}
-        )
-    precision = Precision(site, metric_of(site, curvature), method)
+    reason = no_rounding(option.site, method)
+    if reason is not None:
+        return replace(option, refusals={**option.refusals, **reason})
+    precision = Precision(option.site, metric_of(option.site, curvature), method)
     try:
         entries = list(_entries(option, precision))
     except Refusal as refusal:
         return replace(option, refusals={**option.refusals, method.name: str(refusal)})
     whole = int(option.sizes[0])
-    kept = _frontier([(0.0, whole, Label(None, None)), *(e for e in entries if e[1] < whole)])
+    kept = frontier([(0.0, whole, Label(None, None)), *(e for e in entries if e[1] < whole)])
     return replace(
         option, precision=precision, worth=curvature.loss(precision.weight),
         losses=np.array([e[0] for e in kept]), sizes=np.array([e[1] for e in kept]), labels=tuple(e[2] for e in kept),
     )  # fmt: skip
+
+
+def no_rounding(site: Site, method: Rounding) -> dict[str, str] | None:
+    """Why a layer cannot be rounded, by the method's name; empty for one refused already, None where it can."""
+    if site.refusal is not None:
+        return {}
+    turned = site.geometry.kind == "conv_transpose"
+    return {method.name: "a transposed convolution has no rounding yet"} if turned else None
 
 
 def _entries(option: Options, precision: Precision) -> Iterator[tuple[float, int, Label]]:
@@ -117,42 +133,51 @@ def _ladder(precision: Precision) -> list[float]:
 
 
 def _dense_rung(precision: Precision, step: float) -> _Rung:
-    weight, geometry = precision.weight, precision.site.geometry
+    g = precision.site.geometry
+    loss, form = dense_loss(precision, precision.leaf(step))
+    bits = g.out_channels / len(form.row) * _bits(form).sum()
+    return _Rung(np.array([loss]), np.array([_nbytes(bits, g, [g.out_channels])]))
+
+
+def dense_loss(precision: Precision, leaf: RoundLeaf) -> tuple[float, Quantized]:
+    """Loss of rounding a dense layer, and the rows it was judged by."""
+    weight, metric = precision.weight, precision.metric
     groups, out = weight.shape[:2]
-    metric = precision.metric
+    rows = metric.rows(groups, out)
     if groups == 1 and out > SAMPLE_ROWS:
         picked = torch.arange(SAMPLE_ROWS) * out // SAMPLE_ROWS
-        rows = metric.rows(groups, out)[:, picked]
-        weight = weight[:, picked]
-    else:
-        rows = metric.rows(groups, out)
-    form = precision.method.rounded(weight, metric.factors, rows, step, int(np.prod(geometry.kernel, dtype=int)))
-    share = groups * out / (weight.shape[0] * weight.shape[1])
-    loss = share * _rounding_losses(form, weight, metric, rows).sum()
-    bits = share * _bits(form).sum()
-    return _Rung(np.array([loss]), np.array([_nbytes(bits, geometry, [groups * out])]))
+        rows, weight = rows[:, picked], weight[:, picked]
+    form = leaf(weight, metric.factors, rows, int(np.prod(precision.site.geometry.kernel, dtype=int)))
+    share = out / weight.shape[1]
+    return float(share * _rounding_losses(form, weight, metric, rows).sum()), form
 
 
 def _low_rank_rung(precision: Precision, form: LowRank, struct: np.ndarray, step: float) -> _Rung:
-    weight, geometry, metric = precision.weight, precision.site.geometry, precision.metric
+    losses, v, u = low_rank_losses(precision, form, precision.leaf(step))
+    g, rank = precision.site.geometry, len(struct)
+    bits_v = _bits(v).reshape(g.groups, rank, -1).sum((0, 2))
+    bits_u = _bits(u).reshape(g.out_channels, rank).sum(0)
+    bits = np.cumsum(bits_v + bits_u)
+    sizes = [_nbytes(total, g, [g.out_channels, g.groups * (k + 1)]) for k, total in enumerate(bits)]
+    return _Rung(struct + losses, np.array(sizes) + LAYER_BYTES)
+
+
+def low_rank_losses(precision: Precision, form: LowRank, leaf: RoundLeaf) -> tuple[np.ndarray, Quantized, Quantized]:
+    """Loss of rounding the first 1, 2, … components of two factors, and the factors V and U in integers."""
+    weight, metric = precision.weight, precision.metric
     groups, out = weight.shape[:2]
-    rounded = round_form(form, weight, geometry, metric, precision.method, step)
+    rounded = round_form(form, weight, precision.site.geometry, metric, leaf)
     assert isinstance(rounded, LowRank)
     assert isinstance(rounded.u, Quantized)
     assert isinstance(rounded.v, Quantized)
-    v, u = (torch.as_tensor(grouped(dense(leaf), groups)).to(weight) for leaf in (form.v, form.u))
+    v, u = (torch.as_tensor(grouped(dense(each), groups)).to(weight) for each in (form.v, form.u))
     of_v = _rounding_losses(rounded.v, v, metric, metric.through(u)).sum(0)
     seen = torch.as_tensor(grouped(dense(rounded.v), groups)).to(weight)
     inner, refitted = fit_left(weight, seen, metric.inputs)
     error = refitted - torch.as_tensor(grouped(dense(rounded.u), groups)).to(weight)
     energy = inner.diagonal(dim1=1, dim2=2)[:, None, :]
     of_u = 0.5 * (error.square() * energy * metric.rows(groups, out)[:, :, None]).sum((0, 1)).numpy()
-    rank = v.shape[1]
-    bits_v = _bits(rounded.v).reshape(groups, rank, -1).sum((0, 2))
-    bits_u = _bits(rounded.u).reshape(groups * out, rank).sum(0)
-    bits = np.cumsum(bits_v + bits_u)
-    sizes = [_nbytes(total, geometry, [groups * out, groups * (k + 1)]) for k, total in enumerate(bits)]
-    return _Rung(struct + np.cumsum(of_v + of_u), np.array(sizes) + LAYER_BYTES)
+    return np.cumsum(of_v + of_u), rounded.v, rounded.u
 
 
 def _rounding_losses(form: Quantized, weight: Tensor, metric: Metric, rows: Tensor) -> np.ndarray:
@@ -188,7 +213,7 @@ def _labelled(labels: list[Label], step: float, rung: _Rung) -> Iterator[tuple[f
         yield float(loss), int(size), label._replace(step=step)
 
 
-def _frontier(entries: list[tuple[float, int, Label]]) -> list[tuple[float, int, Label]]:
+def frontier(entries: list[tuple[float, int, Label]]) -> list[tuple[float, int, Label]]:
     """The first entry, and those that no other beats in both loss and bytes, by falling size."""
     best: list[tuple[float, int, Label]] = []
     for entry in sorted(entries[1:], key=lambda e: (e[1], e[0])):

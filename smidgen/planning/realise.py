@@ -137,7 +137,7 @@ def realise(
     smaller = copy.deepcopy(model)
     jobs = _jobs(options, plan, known, refit)
     stored = {o.site.name: untouched(o.site) for o in options}
-    for block in _blocks(jobs, ROUNDING_PASSES if any(job.step for job in jobs) else PASSES):
+    for block in _blocks(jobs, ROUNDING_PASSES if any(job.whole for job in jobs) else PASSES):
         for job in block:
             stored[job.site.name] = job.start()
             place(smaller, job.site, stored[job.site.name])
@@ -171,19 +171,16 @@ class _Job:
         return self.option.site
 
     @property
-    def step(self) -> float | None:
-        return self.choice.step
-
-    @property
     def whole(self) -> bool:
         """Whether it is the layer's own inputs that are wanted, not those of its last factor."""
-        return self.step is not None
+        return self.choice.rounded
 
     def start(self) -> Stored:
         """The form before its refit: floats where the refit rounds."""
-        method, rank, step = self.choice.method, self.choice.rank, self.choice.step
+        method, rank, step, bits = self.choice.taken
         later = self.refitted and (self.determined or method is not None)
-        stored = Stored(self.option.form(method, rank, None if later else step), self.site.bias)
+        form = self.option.form(method, rank) if later else self.option.form(method, rank, step, bits)
+        stored = Stored(form, self.site.bias)
         return stored if step is None or self.refitted else with_bias(stored, self.precision, step)
 
     @property
@@ -196,10 +193,9 @@ def _jobs(options: Sequence[Options], plan: Plan, known: References | None, refi
     """Changed sites, and dense ones after them that can make good for free what was lost before them."""
     result: list[_Job] = []
     for option, choice in zip(options, plan.choices, strict=True):
-        fixed = choice.step is not None and refit != "weights"
+        fixed = choice.rounded and refit != "weights"
         determined = known is not None and not fixed and _well_determined(option.site, known)
-        changed = choice.method is not None or choice.step is not None
-        if changed or (result and determined):
+        if choice.changed or (result and determined):
             refitted = known is not None and option.site.name in known.rows and not (fixed and refit == "nothing")
             result.append(_Job(option, choice, refitted, determined))
     return result
@@ -256,9 +252,10 @@ def _seen_by(job: _Job, stored: Stored) -> Geometry:
 
 
 def _solved(job: _Job, stored: Stored, sums: Moments) -> Stored:
-    if job.step is None:
+    if not job.whole:
         return refitted(stored, stages(stored.form, job.site.geometry)[-1].geometry, sums)
-    return rounded(stored, job.precision, job.step, sums, determined=job.determined)
+    _, _, step, bits = job.choice.taken
+    return rounded(stored, job.precision, step, sums, determined=job.determined, bits=bits)
 
 
 def _run(model: nn.Module, batches: Sequence[np.ndarray], handles: list[Any], device: str) -> None:

@@ -97,7 +97,10 @@ def refitted(stored: Stored, last: Geometry, sums: Moments) -> Stored:
     return Stored(replace_last(stored.form, _floats(u.reshape(start.shape))), bias)
 
 
-def rounded(stored: Stored, precision: Precision, step: float, sums: Moments, *, determined: bool) -> Stored:
+def rounded(
+    stored: Stored, precision: Precision, step: float | None, sums: Moments, *, determined: bool,
+    bits: int | None = None,
+) -> Stored:  # fmt: skip
     """The form in integers, aimed at the original's outputs on the inputs that the compressed network gives it.
 
     Args:
@@ -107,6 +110,7 @@ def rounded(stored: Stored, precision: Precision, step: float, sums: Moments, *,
         sums: of the original's outputs and the site's own inputs.
         determined: whether the sample has many more rows than the layer has columns; else only the last factor and
             the bias are refitted, and the metric is that of calibration.
+        bits: width of the integers, where they have one; the bias stays in floats then.
     """
     g, form, intercept = precision.site.geometry, stored.form, stored.bias is not None
     metric, target = precision.metric, precision.weight.to(sums.z.device)
@@ -121,16 +125,16 @@ def rounded(stored: Stored, precision: Precision, step: float, sums: Moments, *,
         return g.positions * inner, ridge_solve(yz @ v.mT, inner, u)
 
     if determined or isinstance(form, LowRank):
-        form = round_form(form, target, g, metric, precision.method, step, refit)
+        form = round_form(form, target, g, metric, precision.leaf(step, bits), refit)
     if not intercept:
         return Stored(form)
     weight = torch.as_tensor(grouped(dense(form), g.groups), dtype=torch.float64, device=sums.z.device)
     return with_bias(Stored(form, _floats(sums.intercept(weight).flatten())), precision, step)
 
 
-def with_bias(stored: Stored, precision: Precision, step: float) -> Stored:
-    """The same form with its bias in integers too."""
-    if stored.bias is None:
+def with_bias(stored: Stored, precision: Precision, step: float | None) -> Stored:
+    """The same form with its bias in integers too, where a step says how fine."""
+    if stored.bias is None or step is None:
         return stored
     g = precision.site.geometry
     rows = precision.metric.rows(g.groups, g.out_channels // g.groups)

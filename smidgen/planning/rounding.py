@@ -20,7 +20,6 @@ from torch import Tensor
 
 from smidgen.errors import Refusal
 from smidgen.forms import Dense, Form, Geometry, LowRank, Quantized, dense, nearest_exponents, scales
-from smidgen.methods import Rounding
 from smidgen.numerics.cancellation import Factor, factorise, factorise_rows
 from smidgen.numerics.rounding_groups import factorise_groups
 from smidgen.site import Curvature, Moment, Site, grouped
@@ -85,6 +84,8 @@ def metric_of(site: Site, curvature: Curvature) -> Metric:
     return Metric(inputs, curvature.outputs.matrix, curvature.scale)
 
 
+# (weight [groups, out, n], factors of A, rows' shares g, columns of one input channel) → integers
+RoundLeaf = Callable[[Tensor, "list[Factor] | Tensor", Tensor, int], Quantized]
 # (V̂, U₀) → V̂ A V̂ᵀ and the U that makes good what V̂ lost
 Refit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -94,8 +95,7 @@ def round_form(
     target: Float[Tensor, "groups out n"],
     geometry: Geometry,
     metric: Metric,
-    method: Rounding,
-    step: float,
+    leaf: RoundLeaf,
     refit: Refit | None = None,
 ) -> Form:
     """A form with integers in its leaves.
@@ -105,8 +105,7 @@ def round_form(
         target: the weight it shall stand for, im2col rows of each group.
         geometry: the layer.
         metric: A and G.
-        method: how to round.
-        step: c, see `smidgen.methods.gptq`.
+        leaf: how one leaf becomes integers.
         refit: how a last factor is fitted to the rounded first one; to the target under A when None.
 
     Raises:
@@ -114,27 +113,25 @@ def round_form(
     """
     match form:
         case Dense(values):
-            rounded = method.rounded(
-                target, metric.factors, metric.rows(*target.shape[:2]), step, int(np.prod(geometry.kernel, dtype=int))
-            )
+            window = int(np.prod(geometry.kernel, dtype=int))
+            rounded = leaf(target, metric.factors, metric.rows(*target.shape[:2]), window)
             return replace(rounded, integers=rounded.integers.reshape(values.shape))
         case LowRank(_, _, None, _):
-            return _low_rank(form, target, geometry, metric, method, step, refit)
+            return _low_rank(form, target, geometry, metric, leaf, refit)
         case _:
             raise Refusal("rounding: only dense layers and two factors have one yet")
 
 
 def _low_rank(
-    form: LowRank, target: Tensor, geometry: Geometry, metric: Metric, method: Rounding, step: float,
-    refit: Refit | None,
-) -> LowRank:  # fmt: skip
+    form: LowRank, target: Tensor, geometry: Geometry, metric: Metric, leaf: RoundLeaf, refit: Refit | None
+) -> LowRank:
     groups, window = form.groups, int(np.prod(geometry.kernel, dtype=int))
-    v, u = (torch.as_tensor(grouped(dense(leaf), groups)).to(target) for leaf in (form.v, form.u))
-    rounded_v = method.rounded(v, metric.factors, metric.through(u), step, window)
+    v, u = (torch.as_tensor(grouped(dense(each), groups)).to(target) for each in (form.v, form.u))
+    rounded_v = leaf(v, metric.factors, metric.through(u), window)
     seen = torch.as_tensor(grouped(dense(rounded_v), groups)).to(target)
     inner, refitted = fit_left(target, seen, metric.inputs) if refit is None else refit(seen, u)
     factors = [factorise(inner[0], damp=DAMP)] if groups == 1 else factorise_groups(inner, damp=DAMP)
-    rounded_u = method.rounded(refitted, factors, metric.rows(*target.shape[:2]), step)
+    rounded_u = leaf(refitted, factors, metric.rows(*target.shape[:2]), 1)
     shape = dense(form.v).shape
     return replace(form, v=replace(rounded_v, integers=rounded_v.integers.reshape(shape)), u=rounded_u)
 

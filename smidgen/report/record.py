@@ -20,6 +20,7 @@ from smidgen.measure.latency import measure_latency
 from smidgen.measure.memory import UNKNOWN, peak_rss_bytes
 from smidgen.measure.scores import Judge, Metric, Scores
 from smidgen.planning.candidates import Options
+from smidgen.planning.plan import Choice
 from smidgen.planning.search import Outcome, Trial
 from smidgen.runtimes.onnxruntime import OnnxRunner, open_onnx, run_dataset
 
@@ -184,11 +185,11 @@ def layers(
         after = option.outline(choice.method, choice.rank)
         g = option.site.geometry
         entries.append({
-            "name": option.site.name, "form": _form(after, choice.step), "rank": choice.rank, "method": choice.method,
-            "step": choice.step,
+            "name": option.site.name, "form": _form(after, choice), "rank": choice.rank, "method": choice.method,
+            "step": choice.step, "bits": choice.bits,
             "shape": list(option.site.weight.shape),
             "nbytes_before": nbytes(before, g),
-            "nbytes_after": nbytes(after, g) if choice.step is None else choice.nbytes,
+            "nbytes_after": choice.nbytes if choice.rounded else nbytes(after, g),
             "params_before": params(before, g), "params_after": params(after, g),
             "macs_before": macs(before, g), "macs_after": macs(after, g),
             "predicted_loss": choice.loss, "measured_loss": alone.get(option.site.name),
@@ -197,11 +198,12 @@ def layers(
     return entries
 
 
-def _form(form: Form, step: float | None) -> str:
-    """What a form is called in the record: with integers in its leaves where it has a step."""
-    if step is None:
+def _form(form: Form, choice: Choice) -> str:
+    """What a form is called in the record, with the kind of integers in its leaves."""
+    if not choice.rounded:
         return describe(form)
-    return "quantized" if isinstance(form, Dense) else f"{describe(form)}, quantized"
+    integers = "quantized" if choice.bits is None else f"int{choice.bits}"
+    return integers if isinstance(form, Dense) else f"{describe(form)}, {integers}"
 
 
 def versions() -> dict[str, str]:

@@ -106,13 +106,13 @@ def test_the_staircase_is_where_plans_change(tables):
 def test_the_highest_price_within_the_share_is_taken():
     opts = options([[(3000, 0.01), (1000, 1.0)], [(2000, 0.1), (1, 5.0)]])
     # Worth 6: at t = 0.6 the share is 0.28, so the steps of 0.01 and 0.1 are taken, those of 0.99 and 4.9 are not.
-    assert allocate(opts, price_of_tradeoff(0.6, opts), {}).key == (("svd", 1, None), ("svd", 1, None))
+    assert allocate(opts, price_of_tradeoff(0.6, opts), {}).key == (("svd", 1, None, None), ("svd", 1, None, None))
 
 
 def test_ties_go_to_the_smaller_then_to_the_better():
     opts = options([[(3000, 0.0), (3000, 0.0), (2000, 0.0)]])
-    assert allocate(opts, 0.0, {}).key == (("svd", 3, None),)
-    assert allocate(options([[(5, 2.0), (5, 1.0)]]), inf, {}).key == (("svd", 2, None),)
+    assert allocate(opts, 0.0, {}).key == (("svd", 3, None, None),)
+    assert allocate(options([[(5, 2.0), (5, 1.0)]]), inf, {}).key == (("svd", 2, None, None),)
 
 
 def test_two_equal_steps_are_one_step_of_the_dial():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -32,8 +33,18 @@ def test_a_plan_survives_json(price):
     plan.check(SITES)
 
 
+def test_widths_and_the_target_survive_json():
+    choices = (Choice("a", "svd", 2, 0.25, 100, bits=4), Choice("b.0", None, None, 0.0, 50, bits=8))
+    plan = replace(PLAN, choices=choices, target="onnx-w4")
+    again = plan_from_json(plan.to_json())
+    assert again == plan
+    assert [c.rounded for c in again.choices] == [True, True]
+    other = replace(plan, choices=(replace(choices[0], bits=8), choices[1]))
+    assert plan.key != other.key, "plans that differ in a width alone are two"
+
+
 def test_sums():
-    assert (PLAN.loss, PLAN.nbytes, PLAN.key) == (0.25, 150, (("svd", 2, None), (None, None, None)))
+    assert (PLAN.loss, PLAN.nbytes, PLAN.key) == (0.25, 150, (("svd", 2, None, None), (None, None, None, None)))
 
 
 def edited(**changes):
@@ -51,6 +62,14 @@ def edited(**changes):
 
 BROKEN = {
     "another version": edited(version=1),
+    "the version without widths": edited(version=2),
+    "no target": edited(target=...),
+    "an unknown target": edited(target="onnx-w2"),
+    "target no text": edited(target=["onnx"]),
+    "bits of no width": edited(choices__0__bits=5),
+    "bits true": edited(choices__0__bits=True),
+    "bits fractional": edited(choices__0__bits=8.0),
+    "bits beside a step": edited(choices__0__bits=8, choices__0__step=0.5),
     "no version": edited(version=...),
     "unknown field": edited(extra=1),
     "unknown field of a choice": edited(choices__0__extra=1),

@@ -52,7 +52,7 @@ def options(one: Site, curved: Curvature):
 def test_the_ladder_falls_in_bytes_as_it_rises_in_loss(geometry, data):
     one = site(geometry)
     option = options(one, curvature(one) if data else Curvature(scale=0.01))
-    assert option.labels[0] == (None, None, None)
+    assert option.labels[0] == (None, None, None, None)
     assert len(option.labels) > 10
     assert (np.diff(option.sizes) < 0).all()
     assert (np.diff(option.losses) > 0).all()
@@ -108,7 +108,7 @@ def test_the_last_factor_makes_good_what_the_first_lost():
     form = option.form("svd", 10)
     metric = metric_of(one, curved)
     target = torch.from_numpy(grouped(one.weight, 1)).double()
-    result = round_form(form, target, LINEAR, metric, GPTQ, 0.3)
+    result = round_form(form, target, LINEAR, metric, Precision(one, metric, GPTQ).leaf(0.3))
     assert isinstance(result, LowRank)
     assert isinstance(form, LowRank)
     kept = LowRank(v=result.v, u=form.u)
@@ -124,7 +124,7 @@ def test_what_has_no_rounding_says_so():
     target, metric = torch.from_numpy(grouped(one.weight, 1)).double(), metric_of(one, Curvature())
     cp = CP(Dense(np.ones((2, 6), "f4")), (Dense(np.ones((2, 3), "f4")),) * 2, Dense(np.ones((10, 2), "f4")))
     with pytest.raises(Refusal, match="two factors"):
-        round_form(cp, target, CONV, metric, GPTQ, 0.1)
+        round_form(cp, target, CONV, metric, Precision(one, metric, GPTQ).leaf(0.1))
     turned = Site("up", Geometry("conv_transpose", 4, 2, (2, 2), (2, 2), (0, 0), (1, 1), 1, (3, 3), (6, 6), (0, 0)),
                   np.ones((4, 2, 2, 2), "f4"))  # fmt: skip
     option = options(turned, Curvature())

@@ -10,7 +10,7 @@ import onnx.helper as h
 import pytest
 
 from smidgen.errors import DataError, LoadError
-from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
+from smidgen.runtimes.onnxruntime import _weight_only, open_onnx, run_dataset
 
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -133,3 +133,18 @@ def test_real_networks_answer(data_dir: Path) -> None:
     scores, boxes = face.run(x)
     assert (scores.shape, boxes.shape) == ((2, 4420, 2), (2, 4420, 4))
     assert np.array_equal(face.run(x[1:])[0][0], scores[1])
+
+
+def test_integers_are_unpacked_on_opening_and_not_where_the_file_makes_some_itself(tmp_path: Path) -> None:
+    """Which is told from the operators' names alone; the answers are the same either way."""
+    weight = h.make_tensor("z", onnx.TensorProto.INT8, [3, 2], [1, 2, 3, 4, 5, -6])
+    scale = h.make_tensor("s", FLOAT, [], [0.5])
+    product = [h.make_node("DequantizeLinear", ["z", "s"], ["w"]), h.make_node("MatMul", ["v", "w"], ["y"])]
+    rounded = [h.make_node("QuantizeLinear", ["x", "s"], ["q"]), h.make_node("DequantizeLinear", ["q", "s"], ["v"])]
+    given, wanted = h.make_tensor_value_info("x", FLOAT, ["n", 3]), h.make_tensor_value_info("y", FLOAT, ["n", 2])
+    for name, before, alone in (("some", rounded, False), ("none", [h.make_node("Relu", ["x"], ["v"])], True)):
+        graph = h.make_graph([*before, *product], "made", [given], [wanted], [weight, scale])
+        onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 19)], ir_version=9), str(tmp_path / name))
+        runner = open_onnx(tmp_path / name)
+        assert _weight_only(tmp_path / name) == alone
+        assert runner.run(np.array([[1.0, 2.0, 0.5]]))[0].tolist() == [[4.75, 3.5]]

@@ -1,0 +1,64 @@
+"""What integers of a fixed width add to a site's options: each width of the target's file, dense and in two factors.
+
+    loss(form, bits) = loss of the form + ½ Σ_i g_i (ΔW A ΔWᵀ)_ii of its leaves' rounding
+
+The floats stay on offer beside them, so one file mixes both by price. Bytes are those of the file, known beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from smidgen.errors import Refusal
+from smidgen.forms import WIDTHS, LowRank, nbytes
+from smidgen.methods import Rounding
+from smidgen.planning.candidates import Label, Options
+from smidgen.planning.precision import Precision, dense_loss, frontier, low_rank_losses, no_rounding
+from smidgen.planning.rounding import metric_of
+from smidgen.site import Curvature
+
+
+def with_widths(option: Options, curvature: Curvature, method: Rounding, target: str) -> Options:
+    """The site's options with those of every width that the target's file holds.
+
+    Args:
+        option: from `gather`.
+        curvature: of the site.
+        method: how to round.
+        target: one of `WIDTHS`.
+    """
+    reason = no_rounding(option.site, method)
+    if reason is not None:
+        return replace(option, refusals={**option.refusals, **reason})
+    precision = Precision(option.site, metric_of(option.site, curvature), method)
+    try:
+        entries = [entry for bits in WIDTHS[target] for entry in _entries(option, precision, target, bits)]
+    except Refusal as refusal:
+        return replace(option, refusals={**option.refusals, method.name: str(refusal)})
+    floats = zip(option.losses.tolist(), option.sizes.tolist(), option.labels, strict=True)
+    kept = frontier([*floats, *(e for e in entries if e[1] < option.sizes[0])])
+    return replace(
+        option, precision=precision, worth=curvature.loss(precision.weight),
+        losses=np.array([e[0] for e in kept]), sizes=np.array([e[1] for e in kept]), labels=tuple(e[2] for e in kept),
+    )  # fmt: skip
+
+
+def _entries(option: Options, precision: Precision, target: str, bits: int) -> Iterator[tuple[float, int, Label]]:
+    geometry, leaf = option.site.geometry, precision.leaf(None, bits)
+    whole = nbytes(option.outline(None, None), geometry, target, bits)
+    yield dense_loss(precision, leaf)[0], whole, Label(None, None, None, bits)
+    family = option.families.get("svd")
+    if family is None:
+        return
+    sizes = {rank: nbytes(family.outline(rank), geometry, target, bits) for rank in family.ranks}
+    ranks = [rank for rank in family.ranks if sizes[rank] < whole]
+    form = family.form(ranks[-1]) if ranks else None
+    # One rounding prices every rank: see `smidgen.planning.precision`.
+    if isinstance(form, LowRank) and form.core is None:
+        rounding = low_rank_losses(precision, form, leaf)[0]
+        for rank in ranks:
+            loss = family.losses[family.ranks.index(rank)] + float(rounding[rank - 1])
+            yield loss, sizes[rank], Label("svd", rank, None, bits)
