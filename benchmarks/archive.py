@@ -20,7 +20,7 @@ import numpy as np
 import process
 import sets
 import torch
-from claims import Claim, save, show
+from claims import RESULTS, Claim, save, show
 from gendernet import WEIGHTS
 from gendernet_compress import network
 from scipy.stats import spearmanr
@@ -34,6 +34,8 @@ TITLE = "Whole archives at a size, calibration only, no retraining"
 MOST_NBYTES = 2.5e9
 EPSILON = 1e-9
 GENDERNET_INPUT = (3, 100, 100)
+# Where the written files are kept.
+ARCHIVES = RESULTS / "archives"
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def runs_of(name: str, args: argparse.Namespace) -> list[process.Run]:
                 str(_network(name, Path(folder))), "--data", str(given), "--test", str(scored), "--target", "archive",
                 "--size", f"{size:g}kB", "--seed", str(args.seed),
             ]  # fmt: skip
-            runs.append(process.compress(arguments, args.threads))
+            runs.append(process.compress(arguments, args.threads, ARCHIVES / f"{name}-{size:g}kB.smidgen"))
             entry, predicted = runs[-1].record["files"]["archive"], runs[-1].record["predicted"]["loss"]
             print(
                 f"{name} {size:g} kB: {entry['nbytes']} bytes, accuracy {100 * entry['accuracy']:.2f} %, lost "
