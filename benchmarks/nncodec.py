@@ -7,7 +7,7 @@ comparison: after the fact, in its favour.
 
     python benchmarks/nncodec.py --nncodec-python …/bin/python        # README.md says how to make that environment
     python benchmarks/nncodec.py --networks lenet resnet20 --archive-json build/benchmarks/archive.json
-    python benchmarks/nncodec.py --reuse                              # NNCodec's curves from the run before
+    python benchmarks/nncodec.py --reuse                              # only the points that no run before measured
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "opt_qp": {"opt_qp": True, "nonweight_qp": -50},
     "ioq": {"ioq": True, "nonweight_qp": -50},
     "ioq, opt_qp": {"ioq": True, "opt_qp": True, "nonweight_qp": -50},
+    "ioq, λ 3": {"ioq": True, "lambda_scale": 3.0, "nonweight_qp": -50},
 }
 
 
@@ -69,21 +70,21 @@ VERSUS = {
     "resnet20": Versus(0.7, None, {
         "default": (-36, -34, -32, -31, -30, -28), "λ 1": (-36, -34, -32, -31, -30, -28),
         "λ 3": (-38, -36, -34, -33, -32, -30), "opt_qp": (-44, -42, -40, -38, -36, -34),
-        "ioq": (-34, -32, -31, -30, -29, -28),
+        "ioq": (-34, -32, -31, -30, -29, -28), "ioq, λ 3": (-33, -32, -31, -30),
     }),
     "squeezenet": Versus(0.9, 0.7, {
-        "default": (-34, -32, -31, -30, -29, -28), "λ 1": (-34, -32, -31, -30, -29, -28),
-        "λ 3": (-36, -34, -33, -32, -31, -30, -29), "opt_qp": (-48, -44, -42, -40, -38), "ioq": (-29,),
+        "default": (-32, -30, -29, -28, -27, -26, -25), "λ 1": (-32, -30, -29, -28, -27, -26, -25),
+        "λ 3": (-34, -33, -32, -31, -30, -29), "opt_qp": (-48, -44), "ioq": (-28, -27, -26),
     }, inputs=100),
     "mobilenet_v2": Versus(0.9, 0.7, {
-        "default": (-38, -36, -35, -34, -33, -32), "λ 1": (-38, -36, -35, -34, -33),
-        "λ 3": (-42, -40, -38, -37, -36, -34), "opt_qp": (-48, -44, -42, -40, -38, -36),
+        "default": (-36, -34, -33, -32), "λ 1": (-36, -34), "λ 3": (-40, -38, -36),
+        "opt_qp": (-48, -46, -44, -42, -40, -38, -36),
     }),
 }  # fmt: skip
 
 
-def theirs(name: str, network: Network, peer: Peer, seed: int) -> list[Scored]:
-    """NNCodec's curve: every option at every step, each decoded, written back into the ONNX file and scored."""
+def theirs(name: str, network: Network, peer: Peer, steps: Sequence[tuple[str, int]], seed: int) -> Iterator[Scored]:
+    """NNCodec's points at these options and steps, each decoded, written back into the ONNX file and scored."""
     calibration, test = sets.calibration_and_test(name, seed)
     few = calibration.take(np.arange(min(VERSUS[name].inputs, len(calibration))))
     judge, near = network.judge(test), network.judge(few)
@@ -92,14 +93,16 @@ def theirs(name: str, network: Network, peer: Peer, seed: int) -> list[Scored]:
         """Unlabelled, as smidgen's inputs are: the nearer to the original's answers the better."""
         return -float(near.judge(network.answers(few, values)).kl or 0.0)
 
-    points = []
-    for option, qps in VERSUS[name].qps.items():
-        for qp in qps:
-            made = peer.code(network.weights, {"qp": qp, **OPTIONS[option]}, quality)
-            answers = network.answers(test, made.values)
-            points.append(scored(f"{option}, qp {qp}", option, made.nbytes, network, judge, answers))
-            print(f"{name} NNCodec {told(points[-1])}", flush=True)
-    return points
+    for option, qp in steps:
+        made = peer.code(network.weights, {"qp": qp, **OPTIONS[option]}, quality)
+        point = scored(step(option, qp), option, made.nbytes, network, judge, network.answers(test, made.values))
+        print(f"{name} NNCodec {told(point)}", flush=True)
+        yield point
+
+
+def step(option: str, qp: int) -> str:
+    """A point's name."""
+    return f"{option}, qp {qp}"
 
 
 def ours(name: str, network: Network, args: argparse.Namespace) -> list[Scored]:
@@ -171,16 +174,17 @@ def best_of(points: Sequence[Scored]) -> list[Scored]:
 
 
 def curve(name: str, network: Network, peer: Peer, args: argparse.Namespace) -> dict[str, Any]:
-    """NNCodec's curve with its date, kept in build/benchmarks/nncodec; from there with --reuse."""
-    path = HOME / f"{name}.json"
+    """NNCodec's curve, kept point by point in build/benchmarks/nncodec; with --reuse only the rest is measured."""
+    path, entry = HOME / f"{name}.json", {"nncodec": peer.version, "date": "", "curve": []}
     if args.reuse and path.is_file():
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        print(f"{name}: NNCodec's curve of {entry['date']}", flush=True)
-        return entry
-    points = [] if args.coder_only else theirs(name, network, peer, args.seed)
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    entry = {"date": date, "nncodec": peer.version, "curve": [point.as_dict() for point in points]}
-    if points:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        entry = kept if kept["nncodec"] == peer.version else entry
+        print(f"{name}: {len(entry['curve'])} points of NNCodec's curve as of {entry['date']}", flush=True)
+    known = {point["asked"] for point in entry["curve"]}
+    missing = [(o, qp) for o, qps in VERSUS[name].qps.items() for qp in qps if step(o, qp) not in known]
+    for point in theirs(name, network, peer, missing, args.seed) if missing and not args.coder_only else ():
+        entry["curve"].append(point.as_dict())
+        entry["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         HOME.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
     return entry
@@ -209,7 +213,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", choices=list(VERSUS), default=list(VERSUS))
     parser.add_argument("--nncodec-python", default=os.environ.get("NNCODEC_PYTHON"), help="default: $NNCODEC_PYTHON")
     parser.add_argument("--archive-json", type=Path, help="archive.py's record; networks in it are not run again")
-    parser.add_argument("--reuse", action="store_true", help="NNCodec's curves as the last run left them, where it did")
+    parser.add_argument("--reuse", action="store_true", help="keep the points of NNCodec that earlier runs measured")
     parser.add_argument("--coder-only", action="store_true", help="integers alone, no files")
     parser.add_argument("--no-smidgen", action="store_true", help="NNCodec's curves alone, nothing to compare")
     parser.add_argument("--threads", type=int, default=2)
