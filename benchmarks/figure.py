@@ -101,7 +101,7 @@ def panels(
                       ms=5, lw=1.5, label=name)  # fmt: skip
         axis.axhline(originals[network], color=GREY, lw=1, ls=(0, (4, 3)), label="original's accuracy")
         _dress(axis, "accuracy", "bytes (log scale)")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))  # a panel may span less than an octave
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))  # a panel may span an octave
         axis.set_ylim(originals[network] - zoom[network], originals[network] + 0.35 * zoom[network])
         axis.set_title(network, fontsize=10)
     handles, labels = axes[0][0].get_legend_handles_labels()
