@@ -11,6 +11,7 @@ of its own; its time and peak memory are that process's.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ CORRELATION = 0.95
 DIAL = tuple(i / 20 for i in range(3, 17))  # from hardly rounded to worthless
 GENDERNET_INPUT = (3, 100, 100)
 PHOTOS = ("squeezenet", "mobilenet_v2", "gendernet")  # given as JPEG files
+# Where the written files are kept.
+ARCHIVES = RESULTS / "archives"
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def runs_of(name: str, target: str, sizes: Sequence[float], threads: int, seed: 
                 str(_network(name, Path(folder))), *data, "--target", target, "--size", f"{size:g}kB",
                 "--seed", str(seed),
             ]  # fmt: skip
-            runs.append(process.compress(arguments, threads))
+            kept = ARCHIVES / f"{name}-{size:g}kB.smidgen" if target == "archive" else None
+            runs.append(process.compress(arguments, threads, kept))
             entry, predicted = runs[-1].record["files"][target], runs[-1].record["predicted"]["loss"]
             print(
                 f"{name} {target} {size:g} kB: {entry['nbytes']} bytes, accuracy {100 * entry['accuracy']:.2f} %, lost "
@@ -168,13 +172,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-sweep", action="store_true", help="only the sizes that are asked for, no dial")
+    parser.add_argument("--add", action="store_true", help="keep what the last run left of other networks")
     args = parser.parse_args()
-    claims: list[Claim] = []
-    found: dict[str, Any] = {}
-    sweeps: dict[str, Any] = {}
+    kept = _earlier(args.networks) if args.add else {"claims": [], "runs": {}, "sweep": {}}
+    claims: list[Claim] = [Claim(c["what"], c["asked"], c["measured"], c["passed"]) for c in kept["claims"]]
+    found, sweeps = kept["runs"], kept["sweep"]
     for name in args.networks:
-        sizes = [size for size, _ in ASKED[name].sizes]
-        runs = runs_of(name, "archive", sizes, args.threads, args.seed)
+        runs = runs_of(name, "archive", [size for size, _ in ASKED[name].sizes], args.threads, args.seed)
         claims += claims_of(name, runs)
         found[name] = [measured(run, "archive") for run in runs]
         if not args.no_sweep:
@@ -183,8 +187,19 @@ def main() -> None:
             sweeps[name] = [point.as_dict() for point in points]
             draw(RESULTS / f"archive_{name}.png", f"Archives of {name}, calibration only", {name: points},
                  {name: (bench.nbytes, bench.baseline.accuracy or 0.0)}, zoom=2, file="archive")  # fmt: skip
+        # After each network: an hour's run that is stopped leaves what it has.
+        save("archive", TITLE, claims, threads=args.threads, seed=args.seed, runs=found, sweep=sweeps)
     show(TITLE, claims)
-    print(save("archive", TITLE, claims, threads=args.threads, seed=args.seed, runs=found, sweep=sweeps))
+
+
+def _earlier(networks: Sequence[str]) -> dict[str, Any]:
+    """What the last runs left of other networks than these."""
+    path = RESULTS / "archive.json"
+    last = json.loads(path.read_text()) if path.is_file() else {}
+    return {
+        "claims": [c for c in last.get("claims", []) if c["what"].split(":")[0] not in networks],
+        **{key: {n: v for n, v in last.get(key, {}).items() if n not in networks} for key in ("runs", "sweep")},
+    }
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import matplotlib
 
@@ -11,17 +12,27 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from sweep import Point
 
 # Okabe and Ito's palette (Color Universal Design, 2008); every curve has a marker and a dash of its own too.
 STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
 GREY = "#444444"
 
 
+class Shown(Protocol):
+    """A point of a curve: bytes of the file, and fractions."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def accuracy(self) -> float: ...
+    @property
+    def agreement(self) -> float: ...
+
+
 def draw(
     path: Path,
     title: str,
-    curves: Mapping[str, Sequence[Point]],
+    curves: Mapping[str, Sequence[Shown]],
     originals: Mapping[str, tuple[int, float]],
     *,
     measure: str = "accuracy",
@@ -51,7 +62,7 @@ def draw(
             axis.plot([nbytes], [100 * score], "*", color=colour, ms=14, mec="black", mew=0.8, label=label, zorder=5)
         if asked is not None:
             axis.axvline(asked[0], color=GREY, lw=1, ls=(0, (4, 3)), label=asked[1])
-        _dress(axis, measure, file)
+        _dress(axis, measure, f"bytes of the {file} (log scale)")
     best = 100 * max(score for _, score in originals.values())
     axes[1].set_ylim(best - zoom, best + 0.12 * zoom)
     axes[0].set_title("whole range", fontsize=10)
@@ -64,12 +75,51 @@ def draw(
     plt.close(panes)
 
 
-def _dress(axis: Axes, measure: str, file: str) -> None:
+def panels(
+    path: Path,
+    title: str,
+    networks: Mapping[str, Mapping[str, Sequence[Shown]]],
+    originals: Mapping[str, float],
+    zoom: Mapping[str, float],
+) -> None:
+    """A panel for each network: accuracy against bytes, the last points below the original.
+
+    Args:
+        path: the PNG.
+        title: over all.
+        networks: points by legend entry, by network; every network has the same entries.
+        originals: accuracy in per cent, by network.
+        zoom: points below the original that are shown, by network.
+    """
+    columns = min(2, len(networks))
+    rows = -(-len(networks) // columns)
+    panes, axes = plt.subplots(rows, columns, figsize=(5.5 * columns, 4.2 * rows), layout="constrained", squeeze=False)
+    for axis in axes.ravel()[len(networks) :]:
+        axis.remove()
+    for axis, (network, curves) in zip(axes.ravel(), networks.items(), strict=False):
+        for (name, points), (colour, marker, dash) in zip(curves.items(), STYLES, strict=False):
+            shown = sorted((p.nbytes, 100 * p.accuracy) for p in points)
+            axis.plot(*zip(*shown, strict=True) if shown else ([], []), color=colour, marker=marker, linestyle=dash,
+                      ms=5, lw=1.5, label=name)  # fmt: skip
+        axis.axhline(originals[network], color=GREY, lw=1, ls=(0, (4, 3)), label="original's accuracy")
+        _dress(axis, "accuracy", "bytes (log scale)")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))  # a panel may span an octave
+        axis.set_ylim(originals[network] - zoom[network], originals[network] + 0.35 * zoom[network])
+        axis.set_title(network, fontsize=10)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    panes.legend(handles, labels, loc="outside lower center", ncols=2 * columns, frameon=False, fontsize=9)
+    panes.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    panes.savefig(path, dpi=150)
+    plt.close(panes)
+
+
+def _dress(axis: Axes, measure: str, along: str) -> None:
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axis.xaxis.set_major_formatter(FuncFormatter(_size))
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel(f"bytes of the {file} (log scale)")
+    axis.set_xlabel(along)
     axis.set_ylabel(f"{measure} on the test inputs (%)" if measure == "accuracy" else "agreement with the original (%)")
     axis.grid(True, which="major", color="#dddddd", lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)

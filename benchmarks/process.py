@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,12 +35,13 @@ class Run:
     note: str
 
 
-def compress(arguments: Sequence[str], threads: int) -> Run:
+def compress(arguments: Sequence[str], threads: int, keep: Path | None = None) -> Run:
     """``smidgen compress`` with these arguments.
 
     Args:
         arguments: without the output folder and thread count.
         threads: for torch, the runtime and every library below them.
+        keep: where the archive goes; it is written with `--target archive` only.
 
     Raises:
         SystemExit: the run failed; with its message.
@@ -56,5 +58,8 @@ def compress(arguments: Sequence[str], threads: int) -> Run:
         if done.returncode not in (0, 3):
             raise SystemExit(f"smidgen compress ended with {done.returncode}: {done.stderr.strip()[-500:]}")
         record = json.loads(Path(folder, "result.json").read_text())
+        if keep is not None:
+            keep.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(folder, record["files"]["archive"]["path"]), keep)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Run(done.returncode, wall, cpu, record, done.stderr.strip())
