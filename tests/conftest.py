@@ -10,6 +10,8 @@ from jaxtyping import install_import_hook
 
 # Before smidgen is first imported: every annotated function is then checked at each call.
 install_import_hook("smidgen", "beartype.beartype")
+# An assert that fails there shows its values, as in a test.
+pytest.register_assert_rewrite("tests.model.against_onnxruntime", "tests.promise")
 
 
 def _data_folder() -> Path | None:

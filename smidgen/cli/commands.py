@@ -116,6 +116,7 @@ def common(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"seed: {options.seed} is not between 0 and 4294967295; give a small whole number")
     try:
         torch.empty(1, device=options.device)
+    # A name torch does not know, a device it was built without, one it cannot allocate on: an exception each.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0][:120]
         raise UserError(f"device: '{options.device}' cannot be used here: {reason}; leave it out for the cpu") from None

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -335,10 +335,15 @@ def _parse_numbers(name: str, given: object) -> tuple[float, ...]:
 
 
 def _parse_sides(name: str, given: object) -> int | tuple[int, int] | None:
-    if given is None:
-        return None
-    sides = given if isinstance(given, tuple) else (given,)
-    right = all(isinstance(s, int) and not isinstance(s, bool) and 1 <= s <= _LARGEST_SIDE for s in sides)
-    if not right or len(sides) not in (1, 2) or (isinstance(given, tuple) and len(sides) == 1):
-        raise DataError(f"preprocess: {name}={_clip(given)} is not a size in pixels; give e.g. 224 or (224, 224)")
-    return given  # type: ignore[return-value]  # an int or two, as checked
+    match given:
+        case None:
+            return None
+        case tuple((first, second)) if _is_side(first) and _is_side(second):
+            return first, second
+        case side if _is_side(side):
+            return side
+    raise DataError(f"preprocess: {name}={_clip(given)} is not a size in pixels; give e.g. 224 or (224, 224)")
+
+
+def _is_side(given: object) -> TypeGuard[int]:
+    return isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= _LARGEST_SIDE

@@ -103,7 +103,7 @@ class Judge:
     def __post_init__(self) -> None:
         check_outputs(self.reference, self.output_names, None, self.labels)
         if self.metric is None:
-            self._labels  # noqa: B018  # labels that do not fit are told now, not after an hour
+            _ = self._labels  # labels that do not fit are told now, not after an hour
 
     @property
     def measures(self) -> str:

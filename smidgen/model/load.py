@@ -111,7 +111,9 @@ def _from_program(path: Path) -> Network:
             program = torch.export.load(path)
             with tempfile.TemporaryDirectory() as folder:
                 between = Path(folder) / f"{path.stem}.onnx"
-                torch.onnx.export(program, dynamo=True, external_data=False, verbose=False).save(between)  # type: ignore[union-attr]
+                written = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
+                assert written is not None  # for the type checker: None comes of the old exporter alone
+                written.save(between)
                 return _from_onnx(between, None)
     except LoadError:
         raise

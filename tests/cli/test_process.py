@@ -34,6 +34,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert "--max-drop" in done.stdout
 
 
+def test_smidgen_does_not_import_onnx() -> None:
+    code = "import sys, smidgen; sys.exit(int('onnx' in sys.modules or 'torch' in sys.modules))"
+    assert _run("-c", code).returncode == 0
+
+
 def test_module_and_version() -> None:
     assert _run("-m", "smidgen", "--version").stdout.startswith("smidgen ")
     done = _run("-m", "smidgen", "compress", "none.onnx", "--size", "x")

@@ -232,7 +232,7 @@ def test_onnx_node_tests(capsys: pytest.CaptureFixture[str]):
 def test_every_supported_operator_has_a_passing_node_test():
     tested = {node.op_type for case in _cases() if _excluded(case) is None for node in case.model.graph.node}
     # ONNX holds no node test of GlobalLpPool, and of GRU only with the reset gate that torch does not have;
-    # test_onnx_importer.py runs both against onnxruntime.
+    # test_onnx_operators.py runs both against onnxruntime.
     assert set(supported_operators()) - tested == {"GRU", "GlobalLpPool"}
 
 

@@ -84,7 +84,7 @@ class Builder:
             known, result = self._fold(target, args, kwargs)
             if known:
                 return result
-        args, kwargs = map_aggregate((args, kwargs), self._as_argument)  # type: ignore[misc]
+        args, kwargs = map_aggregate((args, kwargs), self._as_argument)
         node = self.graph.call_function(target, tuple(args), dict(kwargs))
         node.meta["probes"] = probes if probes is not None else self._probe(target, args, kwargs)
         self._check(node.meta["probes"])
@@ -114,7 +114,7 @@ class Builder:
             # Torch's recurrent kernels read past a weight that is too small.
             if tensor is not None and (wanted.shape != tensor.shape or wanted.dtype != tensor.dtype):
                 raise Malformed(f"a {name} of {list(tensor.shape)} {tensor.dtype} where {list(wanted.shape)} fits")
-        operands = map_aggregate(operands, self._as_argument)  # type: ignore[assignment]
+        operands = map_aggregate(operands, self._as_argument)
         probes = self._probe(module, operands, {})
         key = (repr(module), *((name, None if t is None else id(t)) for name, t in tensors.items()))
         name = self._layers.get(key)
@@ -239,7 +239,7 @@ class Builder:
         results = []
         for index in range(2):
             chosen = map_aggregate((args, kwargs), lambda value, i=index: _under_probes(value)[i])
-            results.append(self._run(target, *chosen))  # type: ignore[misc]
+            results.append(self._run(target, *chosen))
         return tuple(results)
 
     @staticmethod
@@ -277,7 +277,7 @@ class Builder:
 
 def _leaves(args: Any, kwargs: Any) -> list[Any]:
     found: list[Any] = []
-    map_aggregate((args, kwargs), lambda value: found.append(value))  # type: ignore[arg-type,func-returns-value]
+    map_aggregate((args, kwargs), lambda value: found.append(value))
     return found
 
 

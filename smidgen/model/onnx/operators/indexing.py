@@ -235,7 +235,7 @@ def first_k(x: Tensor, count: int | torch.SymInt, axis: int, largest: bool) -> t
     tensor([1, 2])
     """
     values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
-    return values.narrow(axis, 0, count), places.narrow(axis, 0, count)  # type: ignore[arg-type]
+    return values.narrow(axis, 0, count), places.narrow(axis, 0, count)
 
 
 @operator("ArgMax", "ArgMin")

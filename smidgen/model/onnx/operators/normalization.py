@@ -18,8 +18,10 @@ _BATCH: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: n
 _INSTANCE: dict[int, type[nn.Module]] = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
 
 
-def _known(*operands: Tensor | Node) -> bool:
-    return isinstance(operands[0], Node) and all(isinstance(operand, Tensor) for operand in operands[1:])
+def _weights(x: Tensor | Node, **operands: Tensor | Node | None) -> dict[str, Tensor | None] | None:
+    """The operands by the names a layer gives them, where a layer can be made: all are known, x is computed."""
+    known = {name: operand for name, operand in operands.items() if not isinstance(operand, Node)}
+    return known if isinstance(x, Node) and len(known) == len(operands) else None
 
 
 @operator("BatchNormalization")
@@ -32,11 +34,11 @@ def batch_normalization(call: Call) -> Value:
     channels = call.shape(x)[1] if rank > 1 else None
     if channels is None or any(call.shape(v) != (channels,) for v in (scale, bias, mean, variance)):
         raise Malformed("its four vectors must each have one entry a channel")
-    if rank in _BATCH and _known(x, scale, bias, mean, variance) and call.dtype(x) == call.dtype(scale):
+    weights = _weights(x, weight=scale, bias=bias, running_mean=mean, running_var=variance)
+    if rank in _BATCH and weights is not None and call.dtype(x) == call.dtype(scale):
         momentum = 1 - call.attr("momentum", 0.9)
         layer: Any = _BATCH[rank](channels, eps=epsilon, momentum=momentum, device="meta", dtype=call.dtype(scale))
-        tensors = {"weight": scale, "bias": bias, "running_mean": mean, "running_var": variance}
-        return call.layer(layer, tensors, x)  # type: ignore[arg-type]
+        return call.layer(layer, weights, x)
     return call.emit(F.batch_norm, x, mean, variance, scale, bias, False, 0.0, epsilon)
 
 
@@ -48,9 +50,10 @@ def instance_normalization(call: Call) -> Value:
     channels = call.shape(x)[1] if rank > 2 else None
     if channels is None or call.shape(scale) != (channels,) or call.shape(bias) != (channels,):
         raise Malformed("scale and bias must have one entry a channel")
-    if rank in _INSTANCE and _known(x, scale, bias):
+    weights = _weights(x, weight=scale, bias=bias)
+    if rank in _INSTANCE and weights is not None:
         layer: Any = _INSTANCE[rank](channels, eps=epsilon, affine=True, device="meta", dtype=call.dtype(scale))
-        return call.layer(layer, {"weight": scale, "bias": bias}, x)  # type: ignore[arg-type]
+        return call.layer(layer, weights, x)
     return call.emit(F.instance_norm, x, None, None, scale, bias, True, 0.0, epsilon)
 
 
@@ -65,9 +68,10 @@ def group_normalization(call: Call) -> Value:
     if call.opset < 21:
         each = channels // groups
         scale, bias = (call.emit(torch.repeat_interleave, v, each) for v in (scale, bias))
-    if _known(x, scale, bias) and call.dtype(x) == call.dtype(scale):
+    weights = _weights(x, weight=scale, bias=bias)
+    if weights is not None and call.dtype(x) == call.dtype(scale):
         layer = nn.GroupNorm(groups, channels, eps=epsilon, device="meta", dtype=call.dtype(scale))
-        return call.layer(layer, {"weight": scale, "bias": bias}, x)  # type: ignore[arg-type]
+        return call.layer(layer, weights, x)
     return call.emit(F.group_norm, x, groups, scale, bias, epsilon)
 
 
@@ -77,11 +81,12 @@ def layer_normalization(call: Call) -> tuple[Value, ...]:
     x, scale, bias = call.x(0), call.x(1), call.optional(2)
     axis, epsilon = call.axis(call.attr("axis", -1), call.rank(x)), call.attr("epsilon", 1e-5)
     normalized = call.shape(x)[axis:]
-    fits = bias is None or (isinstance(bias, Tensor) and call.shape(bias) == normalized)
-    if fits and not any(call.outputs[1:]) and _known(x, scale) and call.shape(scale) == normalized:
+    weights = _weights(x, weight=scale, bias=bias) or {}
+    fits = all(weight is None or call.shape(weight) == normalized for weight in weights.values())
+    if weights and fits and not any(call.outputs[1:]):
         lengths = [length for length in normalized if length is not None]
         layer = nn.LayerNorm(lengths, epsilon, bias=bias is not None, device="meta", dtype=call.dtype(scale))
-        return (call.layer(layer, {"weight": scale, "bias": bias}, x),)  # type: ignore[dict-item]
+        return (call.layer(layer, weights, x),)
     if call.attr("stash_type", 1) != 1:
         raise Malformed("stash_type must be 1 (float)")
     return call.builder.parts(call.emit(layer_norm_parts, x, scale, bias, axis, epsilon), 3)
@@ -109,10 +114,11 @@ def rms_normalization(call: Call) -> Value:
     x, scale = call.x(0), call.x(1)
     axis, epsilon = call.axis(call.attr("axis", -1), call.rank(x)), call.attr("epsilon", 1e-5)
     normalized = call.shape(x)[axis:]
-    if _known(x, scale) and call.shape(scale) == normalized and call.dtype(x) == call.dtype(scale):
+    weights = _weights(x, weight=scale)
+    if weights is not None and call.shape(scale) == normalized and call.dtype(x) == call.dtype(scale):
         lengths = [length for length in normalized if length is not None]
         layer = nn.RMSNorm(lengths, epsilon, device="meta", dtype=call.dtype(scale))
-        return call.layer(layer, {"weight": scale}, x)  # type: ignore[dict-item]
+        return call.layer(layer, weights, x)
     return call.emit(rms_norm, x, scale, axis, epsilon)
 
 
