@@ -281,7 +281,8 @@ def test_every_method_module_is_found_and_named_after_its_file():
 
     import smidgen.methods as package
 
-    files = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    # _stepped.py holds what roundings share.
+    files = {module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")}
     assert files == set(methods()) | set(roundings())
     assert all(isinstance(method, Method) for method in methods().values())
     assert all(isinstance(rounding, Rounding) for rounding in roundings().values())

@@ -7,8 +7,8 @@ A method module defines ``METHOD``, an object with
     family()   all the forms it offers for one site, from small to large, each with its predicted loss
 
 and is found by being there: see `methods()`. A rounding module defines ``ROUNDING`` in the same way, an object that
-turns the leaves of any form into integers: see `roundings()`. The laws that all obey are in
-``tests/test_methods_contract.py``.
+turns the leaves of any form into integers: see `roundings()`; what those share is in ``_stepped.py``. The laws that all
+obey are in ``tests/test_methods_contract.py``.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ class Rounding(Protocol):
     settings: Any
 
     def rounded(self, weight: Any, factors: Any, rows: Any, step: float, window: int = 1) -> Quantized:
-        """A weight ``[groups, out, n]`` as integers; see `smidgen.methods.gptq.Gptq.rounded`."""
+        """A weight ``[groups, out, n]`` as integers; see `smidgen.methods._stepped.Stepped.rounded`."""
         ...
 
     def fixed(self, weight: Any, factors: Any, bits: int) -> Quantized:
-        """The same as integers of a fixed width; see `smidgen.methods.gptq.Gptq.fixed`."""
+        """The same as integers of a fixed width; see `smidgen.methods._stepped.Stepped.fixed`."""
         ...
 
     def with_settings(self, **settings: Any) -> Rounding:

@@ -1,59 +1,25 @@
 """Rounding to integers, each column making good what the columns before it lost.
 
-    W_ij ≈ r_i · s_j · z_ij,    steps r_i = 1/√g_i times s: the price alone sets them, c = √(12 μ / ln 2)
-    W_ij ≈ r_i · z_ij,          |z| < 2^(bits−1): r_i fits the row, where the file fixes the width
+Columns are taken one after another in the factor of A (`smidgen.numerics.cancellation`), at the scales of
+`smidgen.methods._stepped`. Paper: GPTQ, arXiv:2210.17323.
 
-Columns are taken one after another in the factor of A (`smidgen.numerics.cancellation`); a row's step follows the row's
-share g_i of the loss, so a single constant c serves every layer of a network and bits fall out. Paper: GPTQ,
-arXiv:2210.17323; the steps are those of WaterSIC, arXiv:2603.04956.
-
-Differs from the papers: one column scale for a layer by default. Waterfilling over columns (``columns="channel"``)
-reaches the same KL on ResNet-20 at 4 % more bytes, since every scale has to be stored, and LeNet does worse with it.
+Differs from the paper: the given column order. Descending A_jj, its ``act_order``, is there in
+`smidgen.numerics.cancellation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from smidgen.forms import Quantized, nearest_exponents, scales
-from smidgen.forms.scales import LARGEST_EXPONENT, PER_OCTAVE
-from smidgen.numerics.cancellation import Factor, row_costs
-from smidgen.numerics.fixed_width import clamped_nearest, round_fixed
+from smidgen.methods._stepped import Settings, Stepped
+from smidgen.numerics.cancellation import Factor
 from smidgen.numerics.rounding import Rounded, round_gptq
-from smidgen.numerics.rounding_groups import round_groups
-
-# Scales an octave where the width is fixed: no finer integers can make good a scale beside the best, as they do where
-# the step follows the price. With 16 it is at most 2.2 % off.
-FIXED_GRID = 16
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of `Gptq`.
-
-    Args:
-        columns: ``one`` scale for all columns of a layer, or one for each input ``channel``.
-        per_octave: grid of the scales.
-    """
-
-    columns: Literal["one", "channel"] = "one"
-    per_octave: int = 4
-
-    def __post_init__(self) -> None:
-        if self.columns not in ("one", "channel") or self.per_octave not in PER_OCTAVE:
-            raise ValueError(f"columns={self.columns!r} must be one or channel, per_octave={self.per_octave!r} one of "
-                             f"{PER_OCTAVE}")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Gptq:
+class Gptq(Stepped):
     """Rounding with error feedback.
 
     >>> import torch
@@ -61,154 +27,15 @@ class Gptq:
     >>> form = ROUNDING.rounded(torch.eye(3)[None], [factorise(torch.eye(3))], torch.ones(1, 3), 0.01)
     >>> form.integers.diagonal().tolist()
     [108, 108, 108]
+    >>> form = ROUNDING.fixed(torch.tensor([[[7.0, -2.0]]]), [factorise(torch.eye(2))], 4)
+    >>> form.integers.tolist(), form.row.tolist()
+    ([[7, -2]], [0])
     """
 
-    name: str = "gptq"
-    settings: Settings = Settings()
-
-    def with_settings(self, **settings: Any) -> Gptq:
-        """The same rounding with other settings."""
-        return replace(self, settings=Settings(**{**asdict(self.settings), **settings}))
-
-    def rounded(
-        self,
-        weight: Float[Tensor, "groups out n"],
-        factors: list[Factor] | Float[Tensor, "groups n n"],
-        rows: Float[Tensor, "groups out"],
-        step: float,
-        window: int = 1,
-    ) -> Quantized:
-        """The weight as integers.
-
-        Args:
-            weight: im2col rows of each group.
-            factors: of A: one `Factor`, or the lower factors of several groups.
-            rows: g, each row's share of the loss.
-            step: c; a weight of unit curvature is rounded to multiples of it.
-            window: neighbouring columns of one input channel.
-
-        Returns:
-            Integers ``[groups · out, n]`` with their scales.
-        """
-        return quantized(weight, factors, rows, step, window, self.settings, round_gptq, round_groups)
-
-    def fixed(
-        self, weight: Float[Tensor, "groups out n"], factors: list[Factor] | Float[Tensor, "groups n n"], bits: int
-    ) -> Quantized:
-        """The weight as integers of a fixed width, ±(2^(bits−1) − 1), a scale a row.
-
-        Args:
-            weight, factors: as of `rounded`.
-            bits: width of every integer.
-
-        >>> import torch
-        >>> from smidgen.numerics.cancellation import factorise
-        >>> form = ROUNDING.fixed(torch.tensor([[[7.0, -2.0]]]), [factorise(torch.eye(2))], 4)
-        >>> form.integers.tolist(), form.row.tolist()
-        ([[7, -2]], [0])
-        """
-        return fixed(weight, factors, bits)
+    def _one(
+        self, weight: Tensor, factor: Factor, rows: Tensor, step: float, row_scale: Tensor, column_scale: Tensor
+    ) -> Rounded:
+        return round_gptq(weight, factor, row_scale, column_scale)
 
 
-# (weight [out, n], factor, row scales, column scales) → integers with their scales
-Round = Callable[[Tensor, Factor, Tensor, Tensor], Rounded]
-# (weight [groups, out, n], lower factors, steps [groups, out]) → integers
-RoundGroups = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def quantized(
-    weight: Float[Tensor, "groups out n"],
-    factors: list[Factor] | Float[Tensor, "groups n n"],
-    rows: Float[Tensor, "groups out"],
-    step: float,
-    window: int,
-    settings: Settings,
-    one: Round,
-    several: RoundGroups,
-) -> Quantized:
-    """Scales from the step, then integers: what all roundings share; see `Gptq.rounded`.
-
-    Args:
-        weight, factors, rows, step, window: as given to `Gptq.rounded`.
-        settings: of the scales.
-        one, several: how a layer, or one of several groups, is rounded at given scales.
-    """
-    grid = settings.per_octave
-    if isinstance(factors, Tensor):
-        # Groups share the column scale, so each group's own goes into its rows.
-        own = factors.diagonal(dim1=1, dim2=2).log().mean(1).neg().exp().repeat_interleave(rows.shape[1])
-        row = nearest_exponents(step * _inverse_roots(rows.flatten()) * own.cpu().numpy(), grid)
-        wide = torch.from_numpy(scales(row, grid)).to(weight)
-        z = several(weight, factors, wide.reshape(rows.shape)).flatten(0, 1)
-        return Quantized(z.cpu().numpy().astype(np.int32), row, np.zeros(1, np.int32), grid)
-    factor = factors[0]
-    column = _column_exponents(factor, step, window if settings.columns == "channel" else 0, grid)
-    row = nearest_exponents(_inverse_roots(rows[0]), grid)
-    row_scale, column_scale = (torch.from_numpy(scales(e, grid)).to(weight.device) for e in (row, column))
-    z = one(weight[0], factor, row_scale, column_scale.repeat_interleave(weight.shape[2] // len(column))).integers
-    return Quantized(z.cpu().numpy().astype(np.int32), row, column, grid)
-
-
-def fixed(
-    weight: Float[Tensor, "groups out n"],
-    factors: list[Factor] | Float[Tensor, "groups n n"],
-    bits: int,
-    *,
-    feedback: bool = True,
-) -> Quantized:
-    """Scales that fit the width, then integers: what all roundings share; see `Gptq.fixed`.
-
-    The column's exponent is 0, so that a weight is one float32 product, z · r, as a runtime computes it.
-
-    Args:
-        weight, factors, bits: as given to `Gptq.fixed`.
-        feedback: later columns make good what earlier ones lost.
-    """
-    groups, out, n = weight.shape
-    levels, flat = 2 ** (bits - 1) - 1, weight.reshape(groups * out, n)
-    if isinstance(factors, Tensor):
-        importance = factors.diagonal(dim1=1, dim2=2).square().repeat_interleave(out, 0)
-
-        def cost(change: Tensor) -> Tensor:
-            return (change.reshape(weight.shape) @ factors).square().sum(2).flatten()
-
-        def fed(scale: Tensor) -> Tensor:
-            return round_groups(weight, factors, scale.reshape(groups, out), levels=levels).reshape(flat.shape)
-    else:
-        factor, importance = factors[0], factors[0].diagonal.square()[None]
-
-        def cost(change: Tensor) -> Tensor:
-            return row_costs(change, factor)
-
-        def fed(scale: Tensor) -> Tensor:
-            z = round_gptq(flat, factor, scale, levels=levels).integers
-            # An input that was never seen may come yet, and here a zero would save nothing.
-            return torch.where(factor.alive, z, clamped_nearest(flat, scale, levels))
-
-    def grid(exponents: Tensor) -> Tensor:
-        return torch.from_numpy(scales(_within(exponents), FIXED_GRID)).to(weight.device)
-
-    z, row = round_fixed(flat, importance, bits, FIXED_GRID, grid, cost, fed if feedback else None)
-    return Quantized(z.cpu().numpy(), _within(row), np.zeros(1, np.int32), FIXED_GRID)
-
-
-def _within(exponents: Tensor) -> np.ndarray:
-    most = LARGEST_EXPONENT * FIXED_GRID
-    return exponents.clamp(-most, most).cpu().numpy().astype(np.int32)
-
-
-def _inverse_roots(rows: Tensor) -> np.ndarray:
-    return rows.detach().double().clamp_min(1e-300).rsqrt().cpu().numpy()
-
-
-def _column_exponents(factor: Factor, step: float, window: int, grid: int) -> np.ndarray:
-    """Exponents of c / L_jj, in the mean over each input channel's columns, or over all (window 0)."""
-    logs = (step / factor.diagonal.clamp_min(1e-300)).log()
-    alive = factor.alive.to(logs)
-    width = window or len(logs)
-    weights = alive.reshape(-1, width).sum(1)
-    means = (logs * alive).reshape(-1, width).sum(1) / weights.clamp_min(1)
-    return nearest_exponents(means.exp().cpu().numpy(), grid)
-
-
-ROUNDING = Gptq()
+ROUNDING = Gptq("gptq", Settings())

@@ -3,7 +3,7 @@
     minimise over z    ½ g_i L_jj² (t_ij − r_i s_j z)² + share · μ · bits(z),    μ = c² ln 2 / 12
 
 Zeros appear by themselves where a weight is not worth its bits. CERWU, arXiv:2505.18758; the steps are those of
-`smidgen.methods.gptq`.
+`smidgen.methods._stepped`.
 
 What is rounded toward zero errs along the signal, which adds up through a deep network: on ResNet-20 at 57 kB the KL is
 0.044 with a quarter of the price where plain feedback reaches 0.037 at 58 kB; on LeNet the two are level. So it is
@@ -13,19 +13,15 @@ there to choose (``rounding="rate_aware"``), not the default. Grouped convolutio
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from jaxtyping import Float
 from torch import Tensor
 
-from smidgen.forms import Quantized
-from smidgen.methods.gptq import Settings as Scales
-from smidgen.methods.gptq import fixed, quantized
+from smidgen.methods._stepped import Settings as Scales
+from smidgen.methods._stepped import Stepped
 from smidgen.numerics.cancellation import Factor
 from smidgen.numerics.rate_aware import round_rate_aware
 from smidgen.numerics.rounding import Rounded
-from smidgen.numerics.rounding_groups import round_groups
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Settings(Scales):
 
 
 @dataclass(frozen=True)
-class RateAware:
+class RateAware(Stepped):
     """Rounding by loss and rate together.
 
     >>> import torch
@@ -58,36 +54,15 @@ class RateAware:
     [[0, 0, 5, 0, 0, 0]]
     """
 
-    name: str = "rate_aware"
-    settings: Settings = Settings()
+    settings: Settings
 
-    def with_settings(self, **settings: Any) -> RateAware:
-        """The same rounding with other settings."""
-        return replace(self, settings=Settings(**{**asdict(self.settings), **settings}))
-
-    def rounded(
-        self,
-        weight: Float[Tensor, "groups out n"],
-        factors: list[Factor] | Float[Tensor, "groups n n"],
-        rows: Float[Tensor, "groups out"],
-        step: float,
-        window: int = 1,
-    ) -> Quantized:
-        """The weight as integers; arguments as of `smidgen.methods.gptq.Gptq.rounded`."""
+    def _one(
+        self, weight: Tensor, factor: Factor, rows: Tensor, step: float, row_scale: Tensor, column_scale: Tensor
+    ) -> Rounded:
         price = max(self.settings.share * step**2 * math.log(2) / 12, 1e-300)
-
-        def one(matrix: Tensor, factor: Factor, row_scale: Tensor, column_scale: Tensor) -> Rounded:
-            return round_rate_aware(
-                matrix, factor, rows[0], row_scale, column_scale, price, passes=self.settings.passes
-            )  # fmt: skip
-
-        return quantized(weight, factors, rows, step, window, self.settings, one, round_groups)
-
-    def fixed(
-        self, weight: Float[Tensor, "groups out n"], factors: list[Factor] | Float[Tensor, "groups n n"], bits: int
-    ) -> Quantized:
-        """As `smidgen.methods.gptq.Gptq.fixed`: every integer takes the same bits, so there is no rate to count."""
-        return fixed(weight, factors, bits)
+        return round_rate_aware(
+            weight, factor, rows, row_scale, column_scale, price, passes=self.settings.passes
+        )  # fmt: skip
 
 
-ROUNDING = RateAware()
+ROUNDING = RateAware("rate_aware", Settings())
