@@ -39,8 +39,8 @@ TITLE = "Whole archives at a size, calibration only, no retraining"
 MOST_NBYTES = 2.5e9
 EPSILON = 1e-9
 CORRELATION = 0.95
-MIDDLE = 0.35
-DIAL = tuple(i / 20 for i in range(3, 17, 2))  # from hardly rounded to worthless
+MIDDLE = 0.15
+DIAL = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65)  # from hardly rounded to worthless
 GENDERNET_INPUT = (3, 100, 100)
 PHOTOS = ("squeezenet", "mobilenet_v2", "gendernet")  # given as JPEG files
 # Where the written files are kept.
