@@ -64,7 +64,8 @@ def draw(
             axis.axvline(asked[0], color=GREY, lw=1, ls=(0, (4, 3)), label=asked[1])
         _dress(axis, measure, f"bytes of the {file} (log scale)")
     best = 100 * max(score for _, score in originals.values())
-    axes[1].set_ylim(best - zoom, best + 0.12 * zoom)
+    top = max([best, *(100 * getattr(p, measure) for points in curves.values() for p in points)])  # luck may exceed it
+    axes[1].set_ylim(best - zoom, top + 0.12 * zoom)
     axes[0].set_title("whole range", fontsize=10)
     axes[1].set_title("the top point" if zoom == 1 else f"the top {zoom:g} points", fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
