@@ -87,7 +87,7 @@ def runs_of(name: str, target: str, sizes: Sequence[float], threads: int, seed: 
             entry, predicted = runs[-1].record["files"][target], runs[-1].record["predicted"]["loss"]
             print(
                 f"{name} {target} {size:g} kB: {entry['nbytes']} bytes, accuracy {100 * entry['accuracy']:.2f} %, lost "
-                f"{entry['loss_points']:.2f}, KL {entry['kl']:.4f} (predicted {predicted:.4f}), "
+                f"{entry['loss_points']:.2f}, KL {entry['kl']:.2g} (predicted {predicted:.2g}), "
                 f"{runs[-1].wall_s:.0f} s, {runs[-1].record['peak_rss_bytes'] / 1e9:.2f} GB",
                 flush=True,
             )

@@ -52,12 +52,21 @@ class Settings:
 class Basis:
     """The spectrum of one site, ready to be cut at any rank (float64, one entry a group).
 
-    Twice the loss of each component in the undamped metric, in the order the damped metric keeps them.
+    Args:
+        spectrum: twice the loss of each component in the undamped metric, in the order the damped metric keeps them.
+        left: U of all components.
+        projection: P with V = P W; V itself, as wide as the layer, is made for the rank that is asked.
+        weight: W as the layer holds it.
     """
 
     spectrum: Float[Tensor, "groups k"]
     left: Float[Tensor, "groups out k"]
-    right: Float[Tensor, "groups k n"]
+    projection: Float[Tensor, "groups k out"]
+    weight: Float[Tensor, "groups out n"]
+
+    def factors(self, rank: int) -> tuple[Float[Tensor, "groups out rank"], Float[Tensor, "groups rank n"]]:
+        """U and V cut at a rank."""
+        return self.left[:, :, :rank], self.projection[:, :rank] @ self.weight.to(self.projection)
 
     def losses(self, scale: float) -> np.ndarray:
         """Loss after keeping 1, 2, … components."""
@@ -66,11 +75,11 @@ class Basis:
         return 0.5 * scale * torch.cat([tail[1:], tail.new_zeros(1)]).cpu().numpy()
 
 
-def decompose(weight: Float[Tensor, "groups out n"], curvature: Curvature, damp: float) -> Basis:
+def decompose(matrix: Float[Tensor, "groups out n"], curvature: Curvature, damp: float) -> Basis:
     """Spectrum and singular bases of the weight in the curvature metric.
 
     Args:
-        weight: im2col rows, split by group, float64.
+        matrix: im2col rows, split by group.
         curvature: A and G of the site; identities when empty.
         damp: share of G's mean diagonal added to it.
 
@@ -80,13 +89,11 @@ def decompose(weight: Float[Tensor, "groups out n"], curvature: Curvature, damp:
     >>> [round(float(s), 6) for s in basis.spectrum[0]]
     [9.0, 1.0]
     """
+    weight = matrix.to(torch.float64)
     if curvature.inputs.matrix is None and curvature.inputs.rows is None:
-        parts = [svd_truncated(group, None) for group in weight]
-        return Basis(
-            torch.stack([s**2 for _, s, _ in parts]),
-            torch.stack([u for u, _, _ in parts]),
-            torch.stack([s[:, None] * vh for _, s, vh in parts]),
-        )
+        parts = [svd_truncated(group, None)[:2] for group in weight]
+        left = torch.stack([u for u, _ in parts])
+        return Basis(torch.stack([s**2 for _, s in parts]), left, left.mT, matrix)
     gram = curvature.inputs.between(weight, weight)
     g = curvature.outputs.matrix
     if g is None:
@@ -99,7 +106,7 @@ def decompose(weight: Float[Tensor, "groups out n"], curvature: Curvature, damp:
     left, most = inverse @ q, min(weight.shape[1:])
     if g is not None:
         spectrum = spectrum * (left * (g.to(weight) @ left)).sum(1).clamp_min(0)
-    return Basis(spectrum[:, :most], left[:, :, :most], (q.mT @ root @ weight)[:, :most])
+    return Basis(spectrum[:, :most], left[:, :, :most], (q.mT @ root)[:, :most], matrix)
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ class Svd:
         """
         g = site.geometry
         self._check(site)
-        weight = torch.as_tensor(grouped(site.weight, g.groups), dtype=torch.float64, device=device)
+        weight = torch.as_tensor(grouped(site.weight, g.groups), device=device)
         most = self._largest_rank(weight.shape[1], weight.shape[2])
         if most < 1:
             raise Refusal(f"svd: every rank would grow this layer ({site.weight.size} weights)")
@@ -168,7 +175,7 @@ class Svd:
         return min(most, out, columns)
 
     def _form(self, basis: Basis, rank: int, window: tuple[int, ...], groups: int) -> Form:
-        u, v = basis.left[:, :, :rank], basis.right[:, :rank]
+        u, v = basis.factors(rank)
         # Equal norms on both sides of each component: neither factor is left with tiny or huge rows.
         balance = (v.norm(dim=2) / u.norm(dim=1).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
         core = None

@@ -19,6 +19,9 @@ WIDE = 256  # columns past which products are taken in float32: four times as fa
 class Moments:
     """Running sums of y, z, y zᵀ and z zᵀ, one of each a group.
 
+    While there are fewer rows than columns the rows themselves are kept: z zᵀ of a dense layer 18,816 wide would take
+    2.8 GB, 512 rows of it take 39 MB.
+
     Args:
         products: sum y zᵀ and z zᵀ too; a wide layer on few samples needs the means alone.
     """
@@ -26,28 +29,35 @@ class Moments:
     def __init__(self, *, products: bool = True) -> None:
         self.products, self.count = products, 0
         self.y = self.z = self.yz = self.zz = torch.zeros(())
+        self.rows: list[tuple[Tensor, Tensor]] | None = [] if products else None
 
     def add(self, y: Float[Tensor, "groups k out"], z: Float[Tensor, "groups k n"]) -> None:
         """Add rows."""
         if not self.count:
-            self._begin(y, z)
+            self.y, self.z = (torch.zeros_like(each[:, 0], dtype=torch.float64) for each in (y, z))
         self.y += y.sum(1, dtype=torch.float64)
         self.z += z.sum(1, dtype=torch.float64)
         self.count += y.shape[1]
-        if self.products:
-            kind = torch.float32 if z.shape[2] > WIDE else torch.float64
-            y, z = y.to(kind), z.to(kind)
-            self.yz += y.mT @ z
-            self.zz += z.mT @ z
+        if self.rows is not None:
+            self.rows.append((y, z))
+            if self.count >= z.shape[2]:
+                self._sum_up(self.rows)
+        elif self.products:
+            self._multiply(y, z)
 
-    def _begin(self, y: Tensor, z: Tensor) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(y.shape[0], *shape, dtype=torch.float64, device=y.device)
+    def _sum_up(self, rows: list[tuple[Tensor, Tensor]]) -> None:
+        """From here on sums: the rows would take more."""
+        y, z = rows[0]
+        self.yz, self.zz = (y.new_zeros(len(y), k, z.shape[2], dtype=torch.float64) for k in (y.shape[2], z.shape[2]))
+        for each in rows:
+            self._multiply(*each)
+        self.rows = None
 
-        out, n = y.shape[2], z.shape[2]
-        self.y, self.z = zeros(out), zeros(n)
-        if self.products:
-            self.yz, self.zz = zeros(out, n), zeros(n, n)
+    def _multiply(self, y: Tensor, z: Tensor) -> None:
+        kind = torch.float32 if z.shape[2] > WIDE else torch.float64
+        y, z = y.to(kind), z.to(kind)
+        self.yz += y.mT @ z
+        self.zz += z.mT @ z
 
     @property
     def means(self) -> tuple[Float[Tensor, "groups out"], Float[Tensor, "groups n"]]:
@@ -56,9 +66,26 @@ class Moments:
 
     def centred(self, *, intercept: bool) -> tuple[Float[Tensor, "groups out n"], Float[Tensor, "groups n n"]]:
         """E[y zᵀ] and E[z zᵀ], about the means where an intercept takes those."""
-        yz, zz = self.yz / self.count, self.zz / self.count
+        if self.rows:
+            self._sum_up(self.rows)
+        return self._about(self.yz, self.zz, self.z, intercept=intercept)
+
+    def through(
+        self, v: Float[Tensor, "groups rank n"], *, intercept: bool
+    ) -> tuple[Float[Tensor, "groups out rank"], Float[Tensor, "groups rank rank"]]:
+        """The same of V z in the place of z."""
+        turn = v.mT
+        if not self.rows:
+            return self._about(self.yz @ turn, v @ self.zz @ turn, self.z[:, None] @ turn, intercept=intercept)
+        seen = [(y, z.to(v) @ turn) for y, z in self.rows]
+        yz = torch.stack([y.to(v).mT @ inner for y, inner in seen]).sum(0)
+        zz = torch.stack([inner.mT @ inner for _, inner in seen]).sum(0)
+        return self._about(yz, zz, self.z[:, None] @ turn, intercept=intercept)
+
+    def _about(self, yz: Tensor, zz: Tensor, z: Tensor, *, intercept: bool) -> tuple[Tensor, Tensor]:
+        yz, zz = yz / self.count, zz / self.count
         if intercept:
-            y, z = self.means
+            y, z = self.y / self.count, z.reshape(len(z), -1) / self.count
             yz, zz = yz - y[:, :, None] * z[:, None, :], zz - z[:, :, None] * z[:, None, :]
         return yz, zz
 
@@ -91,7 +118,7 @@ def refitted(stored: Stored, last: Geometry, sums: Moments) -> Stored:
         sums: of the original's outputs and the last layer's inputs.
     """
     old = dense(list(leaves(stored.form))[-1])
-    start = torch.as_tensor(old, dtype=torch.float64, device=sums.zz.device)
+    start = torch.as_tensor(old, dtype=torch.float64, device=sums.z.device)
     u = sums.solve(start.reshape(last.groups, -1, last.columns), intercept=stored.bias is not None)
     bias = None if stored.bias is None else _floats(sums.intercept(u).flatten())
     return Stored(replace_last(stored.form, _floats(u.reshape(start.shape))), bias)
@@ -120,9 +147,8 @@ def rounded(
         metric = Metric(Moment(matrix=g.positions * zz), metric.outputs, metric.scale)
 
     def refit(v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        yz, zz = sums.centred(intercept=intercept)
-        inner = v @ zz @ v.mT
-        return g.positions * inner, ridge_solve(yz @ v.mT, inner, u)
+        yz, inner = sums.through(v, intercept=intercept)
+        return g.positions * inner, ridge_solve(yz, inner, u)
 
     if determined or isinstance(form, LowRank):
         form = round_form(form, target, g, metric, precision.leaf(step, bits), refit)

@@ -160,6 +160,20 @@ def test_a_bias_is_a_column_of_ones():
     assert np.abs(dense(form) - bias).max() <= 0.01 / 4  # half of 0.01 / sqrt(16), on a grid of a quarter octave
 
 
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("count", [7, 90])  # fewer rows than columns, and more
+def test_moments_through_a_factor_are_those_of_its_outputs(count: int, intercept: bool):
+    draw = torch.Generator().manual_seed(0)
+    z, y, v = (torch.randn(2, *size, generator=draw) for size in ((count, 40), (count, 5), (3, 40)))
+    whole, inner = Moments(), Moments()
+    for part in (slice(0, 4), slice(4, count)):
+        whole.add(y[:, part], z[:, part])
+        inner.add(y[:, part], z[:, part] @ v.mT)
+    assert (whole.rows is None) == (count > 40)
+    for got, want in zip(whole.through(v.double(), intercept=intercept), inner.centred(intercept=intercept), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
 def test_rounding_aims_at_the_originals_outputs_on_the_inputs_it_gets():
     one = site(LINEAR, bias=True)
     draw = torch.Generator().manual_seed(0)
