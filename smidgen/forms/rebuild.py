@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from smidgen.forms.scales import scales
-from smidgen.forms.types import CP, Dense, Form, LowRank, Quantized
+from smidgen.forms.types import CP, Dense, Form, LowRank, Quantized, Spatial, Tucker2
 
 
 def dense(form: Form) -> np.ndarray:
@@ -34,6 +34,10 @@ def dense(form: Form) -> np.ndarray:
             return _low_rank(dense(v), dense(u), None if core is None else dense(core), groups)
         case CP(inp, kernel, out):
             return _cp(dense(inp), [dense(k) for k in kernel], dense(out))
+        case Spatial(v, u, groups):
+            return _spatial(dense(v), dense(u), groups)
+        case Tucker2(inp, core, out, groups):
+            return _tucker2(dense(inp), dense(core), dense(out), groups)
 
 
 def _from_integers(form: Quantized) -> np.ndarray:
@@ -54,13 +58,16 @@ def shape(form: Form) -> tuple[int, ...]:
             return values.shape
         case Quantized(integers):
             return integers.shape
-        case LowRank() | CP():
+        case LowRank() | CP() | Spatial() | Tucker2():
             return dense(form).shape
 
 
 def _low_rank(v: np.ndarray, u: np.ndarray, core: np.ndarray | None, groups: int) -> np.ndarray:
-    window = v.shape[1:]
+    window, turned = v.shape[1:], u.ndim > 2
     v = v.reshape(groups, v.shape[0] // groups, -1)
+    if turned:  # [inp, rank] · [rank, out · kernel]
+        window = u.shape[1:]
+        return (v.swapaxes(1, 2) @ u.reshape(groups, v.shape[1], -1)).reshape(-1, *window)
     u = u.reshape(groups, u.shape[0] // groups, -1)
     if core is not None:
         u = u @ core.reshape(groups, v.shape[1], v.shape[1])
@@ -73,6 +80,24 @@ def _cp(inp: np.ndarray, kernel: list[np.ndarray], out: np.ndarray) -> np.ndarra
         shape = (axis.shape[0],) + (1,) * (basis.ndim - 1) + (axis.shape[1],)
         basis = basis[..., None] * axis.reshape(shape)
     return (out @ basis.reshape(basis.shape[0], -1)).reshape(out.shape[0], *basis.shape[1:])
+
+
+def _spatial(v: np.ndarray, u: np.ndarray, groups: int) -> np.ndarray:
+    inp, rank = v.shape[1], v.shape[0] // groups
+    first = v.reshape(groups, rank, -1).swapaxes(1, 2)  # (inp, axis of v) by rank
+    last = u.reshape(groups, -1, rank, u.shape[2] * u.shape[3]).transpose(0, 2, 1, 3)
+    both = first @ last.reshape(groups, rank, -1)
+    both = both.reshape(groups, inp, *v.shape[2:], -1, *u.shape[2:])  # group, inp, v's window, out, u's window
+    both = both.transpose(0, 4, 1, 2, 5, 3, 6)
+    return np.ascontiguousarray(both).reshape(-1, inp, v.shape[2] * u.shape[2], v.shape[3] * u.shape[3])
+
+
+def _tucker2(inp: np.ndarray, core: np.ndarray, out: np.ndarray, groups: int) -> np.ndarray:
+    a, b, window = inp.shape[0] // groups, core.shape[0] // groups, core.shape[2:]
+    last = out.reshape(groups, -1, b) @ core.reshape(groups, b, -1)
+    taps = last.reshape(groups, -1, a, int(np.prod(window, dtype=int))).swapaxes(2, 3)  # group, out, tap, a
+    full = taps @ inp.reshape(groups, 1, a, -1)
+    return np.ascontiguousarray(full.swapaxes(2, 3)).reshape(out.shape[0], inp.shape[1], *window)
 
 
 def leaves(form: Form) -> Iterator[Dense | Quantized]:
@@ -90,6 +115,13 @@ def leaves(form: Form) -> Iterator[Dense | Quantized]:
             for axis in kernel:
                 yield from leaves(axis)
             yield from leaves(out)
+        case Spatial(v, u, _):
+            yield from leaves(v)
+            yield from leaves(u)
+        case Tucker2(inp, core, out, _):
+            yield from leaves(inp)
+            yield from leaves(core)
+            yield from leaves(out)
 
 
 def replace_last(form: Form, values: np.ndarray) -> Form:
@@ -97,30 +129,36 @@ def replace_last(form: Form, values: np.ndarray) -> Form:
 
     Args:
         form: any form.
-        values: ``[out, rank]`` for a factored form, the whole weight for a dense one.
+        values: the last factor for a factored form, the whole weight for a dense one.
     """
     match form:
         case Dense() | Quantized():
             return Dense(values)
-        case LowRank():
+        case LowRank() | Spatial():
             return replace(form, u=Dense(values))
-        case CP():
+        case CP() | Tucker2():
             return replace(form, out=Dense(values))
 
 
 def rank(form: Form) -> int | None:
-    """Inner dimension of a factored form (of one group), None for a dense one."""
+    """Inner dimension of a factored form (of one group), that of the outputs where it has two; None for a dense one."""
     match form:
         case Dense() | Quantized():
             return None
-        case LowRank(v, _, _, groups):
+        case LowRank(v, _, _, groups) | Spatial(v, _, groups):
             return shape(v)[0] // groups
         case CP(inp, _, _):
             return shape(inp)[0]
+        case Tucker2(_, core, _, groups):
+            return shape(core)[0] // groups
 
 
 def describe(form: Form) -> str:
-    """Short name of a form for tables: ``dense``, ``quantized``, ``low-rank``, ``low-rank (3 factors)``, ``cp``."""
+    """Short name of a form for tables: ``dense``, ``quantized``, ``low-rank``, ``cp``, ``spatial``, ``tucker-2``.
+
+    >>> describe(LowRank(v=Dense(np.zeros((1, 3))), u=Dense(np.zeros((4, 1))), core=Dense(np.zeros((1, 1)))))
+    'low-rank (3 factors)'
+    """
     match form:
         case Dense():
             return "dense"
@@ -130,3 +168,7 @@ def describe(form: Form) -> str:
             return "low-rank" if core is None else "low-rank (3 factors)"
         case CP():
             return "cp"
+        case Spatial():
+            return "spatial"
+        case Tucker2():
+            return "tucker-2"

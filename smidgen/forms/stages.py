@@ -13,7 +13,7 @@ import numpy as np
 
 from smidgen.forms.geometry import Geometry
 from smidgen.forms.rebuild import dense, shape
-from smidgen.forms.types import CP, Form, LowRank
+from smidgen.forms.types import CP, Dense, Form, LowRank, Quantized, Spatial, Tucker2
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,6 @@ def stages(form: Form, geometry: Geometry) -> tuple[Stage, ...]:
         geometry: the layer the form replaces.
 
     >>> import numpy as np
-    >>> from smidgen.forms import Dense
     >>> g = Geometry("linear", 30, 20, in_size=(), out_size=())
     >>> chain = stages(LowRank(v=Dense(np.zeros((4, 30))), u=Dense(np.zeros((20, 4)))), g)
     >>> [(s.geometry.in_channels, s.geometry.out_channels) for s in chain]
@@ -73,18 +72,45 @@ def stages(form: Form, geometry: Geometry) -> tuple[Stage, ...]:
             return _low_rank(form, geometry)
         case CP():
             return _cp(form, geometry)
-        case _:
+        case Spatial():
+            return _spatial(form, geometry)
+        case Tucker2():
+            return _tucker2(form, geometry)
+        case Dense() | Quantized():
             return (Stage(form, geometry),)
 
 
 def _low_rank(form: LowRank, g: Geometry) -> tuple[Stage, ...]:
     inner = shape(form.v)[0]  # rank of all groups together
+    if g.kind == "conv_transpose":
+        before = _pointwise(g.with_(kind="conv", out_channels=inner, output_padding=()), g.in_size)
+        return Stage(form.v, before), Stage(form.u, g.with_(in_channels=inner))
     after = _pointwise(g.with_(in_channels=inner), g.out_size)
     chain = [Stage(form.v, g.with_(out_channels=inner))]
     if form.core is not None:
         chain.append(Stage(form.core, after.with_(out_channels=inner)))
     chain.append(Stage(form.u, after))
     return tuple(chain)
+
+
+def _spatial(form: Spatial, g: Geometry) -> tuple[Stage, ...]:
+    inner, window = shape(form.v)[0], shape(form.v)[2:]
+    first = next((axis for axis, (one, all_) in enumerate(zip(window, g.kernel, strict=True)) if one == all_ > 1), 0)
+    sizes = enumerate(zip(g.in_size, g.out_size, strict=True))
+    middle = tuple(after if axis == first else before for axis, (before, after) in sizes)
+    return (
+        Stage(form.v, _along(g.with_(out_channels=inner), (first,), g.in_size, middle)),
+        Stage(form.u, _along(g.with_(in_channels=inner), tuple({0, 1} - {first}), middle, g.out_size)),
+    )
+
+
+def _tucker2(form: Tucker2, g: Geometry) -> tuple[Stage, ...]:
+    before, after = shape(form.inp)[0], shape(form.core)[0]
+    return (
+        Stage(form.inp, _pointwise(g.with_(out_channels=before), g.in_size)),
+        Stage(form.core, g.with_(in_channels=before, out_channels=after)),
+        Stage(form.out, _pointwise(g.with_(in_channels=after), g.out_size)),
+    )
 
 
 def _cp(form: CP, g: Geometry) -> tuple[Stage, ...]:
@@ -105,13 +131,17 @@ def _pointwise(g: Geometry, size: tuple[int, ...]) -> Geometry:
 
 
 def _depthwise(g: Geometry, axis: int, channels: int, before: tuple[int, ...], after: tuple[int, ...]) -> Geometry:
+    bank = g.with_(in_channels=channels, out_channels=channels, groups=channels)
+    return _along(bank, (axis,), before, after)
+
+
+def _along(g: Geometry, axes: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]) -> Geometry:
+    """The layer with its window over some axes alone."""
+
     def only(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
-        return tuple(v if i == axis else neutral for i, v in enumerate(values))
+        return tuple(v if i in axes else neutral for i, v in enumerate(values))
 
     return g.with_(
-        in_channels=channels,
-        out_channels=channels,
-        groups=channels,
         kernel=only(g.kernel, 1),
         stride=only(g.stride, 1),
         padding=only(g.padding, 0),

@@ -51,8 +51,9 @@ class LowRank:
     """A product of two factors, or of three: ``W = U · V`` or ``W = U · C · V`` in each group.
 
     Args:
-        v: first layer, ``[groups * rank, inp, *kernel]``.
-        u: last layer, ``[out, rank]``.
+        v: first layer, ``[groups * rank, inp, *kernel]``; ``[groups * rank, inp]`` of a transposed convolution, whose
+            window stays with the last layer.
+        u: last layer, ``[out, rank]``; of a transposed convolution ``[groups * rank, out, *kernel]``.
         core: optional middle layer ``[groups * rank, rank]`` (the three-factor shape N×K, K×K, K×M).
         groups: groups of the convolution it replaces.
     """
@@ -80,7 +81,44 @@ class CP:
     out: Form
 
 
-Form = Union[Dense, Quantized, LowRank, CP]  # noqa: UP007 - the runtime type checker resolves the recursive name from here
+@dataclass(frozen=True, eq=False)
+class Spatial:
+    """A convolution with a window over two axes as two with a window over one each, in each group.
+
+    ``W[t, s, y, x] = Σ_r u[t, r, x] · v[r, s, y]``, or with y and x in each other's place (Jaderberg et al. 2014,
+    arXiv:1405.3866).
+
+    Args:
+        v: first layer, ``[groups * rank, inp, d, 1]``, or ``[groups * rank, inp, 1, d]``.
+        u: last layer, ``[out, rank, 1, d]``, or ``[out, rank, d, 1]``.
+        groups: groups of the convolution it replaces.
+    """
+
+    v: Form
+    u: Form
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Tucker2:
+    """A small convolution between two 1x1 layers, in each group (Kim et al. 2016, arXiv:1511.06530).
+
+    ``W[t, s, k] = Σ_ab out[t, b] · core[b, a, k] · inp[a, s]``
+
+    Args:
+        inp: 1x1 layer ``[groups * a, inp]``.
+        core: convolution with the layer's window ``[groups * b, a, *kernel]``.
+        out: 1x1 layer ``[out, b]``.
+        groups: groups of the convolution it replaces.
+    """
+
+    inp: Form
+    core: Form
+    out: Form
+    groups: int = 1
+
+
+Form = Union[Dense, Quantized, LowRank, CP, Spatial, Tucker2]  # noqa: UP007 - the runtime type checker resolves the recursive name from here
 
 
 def hollow(*shape: int) -> np.ndarray:

@@ -127,6 +127,31 @@ def tucker2_curve(
     return [done[pair][1] for pair in ranks]
 
 
+def mode_spectra(
+    weight: Float[Tensor, "out inp *kernel"],
+    *,
+    inputs: Float[Tensor, "n n"] | None = None,
+    outputs: Float[Tensor, "out out"] | None = None,
+) -> tuple[Float[Tensor, " inp"], Float[Tensor, " out"]]:
+    """Energies of the two channel unfoldings, falling: what each rank can keep at best, whatever the other one is.
+
+    Args:
+        weight, inputs, outputs: as of `tucker2_curve`; A counts by its nearest product of channels and taps.
+
+    Returns:
+        Energies along the input channels, and along the output channels.
+
+    >>> import torch
+    >>> [[round(e, 3) for e in side.tolist()] for side in mode_spectra(torch.ones(2, 3, 4))]
+    [[24.0, 0.0, 0.0], [24.0, 0.0]]
+    """
+    check("tucker", weight, inputs, outputs)
+    tensor = whitened(_posed(weight, inputs, outputs))
+    ins, outs = torch.einsum("tck,tdk->cd", tensor, tensor), torch.einsum("tck,uck->tu", tensor, tensor)
+    of_inputs, of_outputs = (torch.linalg.eigvalsh(gram).flip(0).clamp_min(0.0) for gram in (ins, outs))
+    return of_inputs, of_outputs
+
+
 def _posed(weight: Tensor, inputs: Tensor | None, outputs: Tensor | None) -> Problem:
     """The kernel with the input channels narrowed and all taps passed on."""
     out, inp, *kernel = weight.shape

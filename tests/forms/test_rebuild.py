@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smidgen.forms import CP, Dense, LowRank, dense, describe, hollow, leaves, rank, replace_last
+from smidgen.forms import CP, Dense, LowRank, Spatial, Tucker2, dense, describe, hollow, leaves, rank, replace_last
 
 
 def f4(values):
@@ -56,6 +56,14 @@ def test_cp_is_a_sum_of_outer_products(window):
     assert dense(form).dtype == np.float32
 
 
+def test_spatial_and_tucker2_are_sums_of_products():
+    v, u = random(4, 6, 3, 1), random(7, 4, 1, 5)
+    assert np.allclose(dense(Spatial(Dense(v), Dense(u))), np.einsum("rsyi,trjx->tsyx", v, u), atol=1e-4)
+    inp, core, out = random(2, 6), random(3, 2, 3, 5), random(7, 3)
+    expected = np.einsum("tb,bayx,as->tsyx", out, core, inp)
+    assert np.allclose(dense(Tucker2(Dense(inp), Dense(core), Dense(out))), expected, atol=1e-4)
+
+
 def test_forms_nest():
     inner = LowRank(v=Dense(random(2, 6)), u=Dense(random(4, 2)))
     outer = LowRank(v=inner, u=Dense(random(5, 4)))
@@ -74,7 +82,9 @@ def test_replacing_the_last_layer_leaves_the_others():
     cp = CP(inp=Dense(random(3, 4)), kernel=(Dense(random(3, 5)),), out=Dense(random(7, 3)))
     low = LowRank(v=Dense(random(3, 4)), u=Dense(random(7, 3)), core=Dense(random(3, 3)))
     new = random(7, 3, seed=9)
-    for form in (cp, low):
+    spatial = Spatial(v=Dense(random(3, 4, 2, 1)), u=Dense(random(7, 3)))
+    tucker = Tucker2(inp=Dense(random(2, 4)), core=Dense(random(3, 2, 2)), out=Dense(random(7, 3)))
+    for form in (cp, low, spatial, tucker):
         changed = replace_last(form, new)
         assert list(leaves(changed))[-1].values is new
         before = zip(list(leaves(form))[:-1], list(leaves(changed))[:-1], strict=True)
@@ -88,6 +98,9 @@ def test_rank_and_name():
     grouped = LowRank(v=Dense(hollow(6, 4)), u=Dense(hollow(9, 2)), groups=3)
     three = LowRank(v=Dense(hollow(2, 4)), u=Dense(hollow(9, 2)), core=Dense(hollow(2, 2)))
     cp = CP(inp=Dense(hollow(5, 4)), kernel=(Dense(hollow(5, 3)),), out=Dense(hollow(7, 5)))
+    spatial = Spatial(v=Dense(hollow(6, 4, 3, 1)), u=Dense(hollow(9, 2, 1, 3)), groups=3)
+    tucker = Tucker2(Dense(hollow(4, 4)), Dense(hollow(6, 2, 3, 3)), Dense(hollow(9, 3)), groups=2)
     assert [rank(f) for f in (Dense(hollow(3, 3)), grouped, three, cp)] == [None, 2, 2, 5]
+    assert [(rank(f), describe(f)) for f in (spatial, tucker)] == [(2, "spatial"), (3, "tucker-2")]
     assert describe(Dense(hollow(3, 3))) == "dense"
     assert [describe(f) for f in (grouped, three, cp)] == ["low-rank", "low-rank (3 factors)", "cp"]

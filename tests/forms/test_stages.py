@@ -9,7 +9,21 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smidgen.forms import CP, Dense, Form, Geometry, LowRank, dense, hollow, macs, nbytes, params, stages
+from smidgen.forms import (
+    CP,
+    Dense,
+    Form,
+    Geometry,
+    LowRank,
+    Spatial,
+    Tucker2,
+    dense,
+    hollow,
+    macs,
+    nbytes,
+    params,
+    stages,
+)
 from smidgen.model.replace import build_layer
 
 CONV = {1: F.conv1d, 2: F.conv2d}
@@ -84,6 +98,43 @@ def test_cp_layers_equal_the_dense_convolution(drawn, rank):
     agrees(CP(inp=Dense(random(rank, g.in_channels)), kernel=banks, out=Dense(random(g.out_channels, rank))), g)
 
 
+@settings(max_examples=60, deadline=None)
+@given(drawn=convolutions(), ranks=st.tuples(st.integers(1, 4), st.integers(1, 4)))
+def test_tucker2_layers_equal_the_dense_convolution(drawn, ranks):
+    g = geometry(*drawn)
+    n, (a, b) = g.groups, ranks
+    inp, core, out = random(n * a, g.in_channels // n), random(n * b, a, *g.kernel), random(g.out_channels, b)
+    agrees(Tucker2(Dense(inp), Dense(core), Dense(out), groups=n), g)
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn=convolutions(), rank=st.integers(1, 4), first=st.sampled_from([0, 1]))
+def test_spatial_layers_equal_the_dense_convolution(drawn, rank, first):
+    (inp, out, kernel, *rest), spare = drawn
+    if len(kernel) != 2:
+        return
+    kernel = tuple(k + 1 for k in kernel)  # both axes have something to split
+    g = geometry((inp, out, kernel, *rest), spare)
+    n, (y, x) = g.groups, kernel
+    windows = ((y, 1), (1, x)) if first == 0 else ((1, x), (y, 1))
+    v, u = random(n * rank, inp // n, *windows[0]), random(out, rank, *windows[1])
+    agrees(Spatial(Dense(v), Dense(u), groups=n), g)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_low_rank_layers_equal_the_transposed_convolution(groups):
+    g = Geometry("conv_transpose", 6, 8, (3, 2), (2, 2), (1, 0), (1, 1), groups, (4, 5), (8, 10), (1, 0))
+    form = LowRank(
+        v=Dense(random(2 * groups, 6 // groups)), u=Dense(random(2 * groups, 8 // groups, 3, 2)), groups=groups
+    )
+    assert dense(form).shape == (6, 8 // groups, 3, 2)
+    x = torch.from_numpy(random(2, 6, 4, 5))
+    expected = F.conv_transpose2d(x, torch.from_numpy(dense(form)), None, 2, (1, 0), (1, 0), groups)
+    got, sizes = run(form, g, x)
+    assert torch.allclose(got, expected, atol=1e-4)
+    assert sizes == [(4, 5), (8, 10)] == [s.geometry.out_size for s in stages(form, g)]
+
+
 @pytest.mark.parametrize("factors", [2, 3])
 def test_low_rank_layers_equal_the_dense_layer(factors):
     core = Dense(random(3, 3)) if factors == 3 else None
@@ -113,6 +164,20 @@ def test_costs_of_a_strided_cp_by_hand():
     assert macs(form, STRIDED) == 24 * 72 + 12 * 36 + 20 * 20 + 40 * 20
     assert nbytes(form, STRIDED) == 4 * 96 + 4 * 105
     assert [s.geometry.groups for s in stages(form, STRIDED)] == [1, 4, 4, 1]
+
+
+def test_costs_of_a_strided_spatial_by_hand():
+    form = Spatial(v=Dense(hollow(4, 6, 3, 1)), u=Dense(hollow(10, 4, 1, 5)))
+    # 3x1 stride (2, 1) onto 4x9; 1x5 stride (1, 2) onto 4x5.
+    assert params(form, STRIDED) == 4 * 6 * 3 + 10 * 4 * 5
+    assert macs(form, STRIDED) == 72 * 36 + 200 * 20
+
+
+def test_costs_of_a_strided_tucker2_by_hand():
+    form = Tucker2(Dense(hollow(4, 6)), Dense(hollow(5, 4, 3, 5)), Dense(hollow(10, 5)))
+    # 1x1 on 8x9; 3x5 onto 4x5; 1x1 on 4x5.
+    assert params(form, STRIDED) == 24 + 300 + 50
+    assert macs(form, STRIDED) == 24 * 72 + 300 * 20 + 50 * 20
 
 
 def test_costs_of_a_grouped_low_rank_by_hand():
