@@ -97,7 +97,7 @@ def methods() -> dict[str, Method]:
     """Every method there is, by name.
 
     >>> sorted(methods())
-    ['cp', 'svd']
+    ['cp', 'spatial', 'svd', 'tucker2']
     """
     return _found("METHOD")
 

@@ -1,4 +1,4 @@
-"""What methods that split a convolution's window share: the kernel and its metric group by group, and what a form loses."""
+"""What methods that split a convolution share: kernel and metric group by group, and what a form loses."""
 
 from __future__ import annotations
 

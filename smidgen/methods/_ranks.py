@@ -63,17 +63,17 @@ class RankSettings:
         >>> RankSettings(ranks="energy", multiple=8).picked("svd", 30, there=64, energy=lambda share: 9, vbmf=None)
         16
         """
-        if self.ranks == "price":
-            return None
-        if self.ranks == "vbmf" and vbmf is None:
-            raise Refusal(f"{name}: vbmf has no form of it; choose ranks by price, energy or fixed")
-        found = (
-            self.rank
-            if self.ranks == "fixed"
-            else energy(self.energy)
-            if vbmf is None or self.ranks == "energy"
-            else vbmf()
-        )
+        match self.ranks:
+            case "price":
+                return None
+            case "fixed":
+                found = self.rank
+            case "energy":
+                found = energy(self.energy)
+            case "vbmf" if vbmf is not None:
+                found = vbmf()
+            case _:
+                raise Refusal(f"{name}: vbmf has no form of it; choose ranks by price, energy or fixed")
         if found < 1:
             raise Refusal(f"{name}: {self.ranks} finds nothing but noise in this layer (rank 0)")
         if found > there:
@@ -104,7 +104,7 @@ def _largest_multiple(most: int, multiple: int) -> int:
     return most - most % multiple or most
 
 
-def evenly(keys: Sequence[float], points: int) -> list[int]:
+def evenly(keys: Sequence[int], points: int) -> list[int]:
     """Indices of at most so many of a rising sequence, evenly in its logarithm, the ends among them.
 
     >>> evenly([1, 2, 3, 4, 6, 8], 4)

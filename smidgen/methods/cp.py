@@ -16,19 +16,20 @@ from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from smidgen.errors import Refusal
-from smidgen.forms import CP, Dense, Form
+from smidgen.forms import CP, Form
 from smidgen.methods import Family, falling
-from smidgen.numerics.cp import CPFactors, cp_curve, refit_out
+from smidgen.methods._kernels import leaf
+from smidgen.methods._ranks import RankSettings
+from smidgen.numerics.cp import CPFactors, cp_curve, cp_ranks_by_error, exact_rank, refit_out
 from smidgen.site import Curvature, Site
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(RankSettings):
     """Settings of `Cp`.
 
     Args:
@@ -42,6 +43,7 @@ class Settings:
     max_share: float = 0.7
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole = all(type(value) is int for value in (self.points, self.iterations))
         if not whole or not 1 <= self.points <= 1000 or self.iterations < 1 or not 0 < self.max_share <= 1:
             raise ValueError(
@@ -81,8 +83,8 @@ class Cp:
         Raises:
             Refusal: for a layer that is no ungrouped convolution with a window, or that every rank would grow.
         """
-        ranks = self._ranks(site)
         weight = torch.as_tensor(site.weight, dtype=torch.float32, device=device)
+        ranks = self._ranks(site, weight)
         fits = cp_curve(weight, ranks, seed=seed, iterations=self.settings.iterations)
         forms, losses, kept = [], [], []
         for rank, fit in zip(ranks, fits, strict=True):
@@ -98,7 +100,7 @@ class Cp:
         table = {rank: forms[i] for rank, i in zip(kept, best, strict=True)}
         return Family(self.name, tuple(kept), tuple(falling(losses).tolist()), table.__getitem__, table.__getitem__)
 
-    def _ranks(self, site: Site) -> list[int]:
+    def _ranks(self, site: Site, weight: Tensor) -> list[int]:
         g = site.geometry
         if g.kind != "conv":
             raise Refusal("cp: only convolutions have the four-factor form")
@@ -110,8 +112,20 @@ class Cp:
         most = int(self.settings.max_share * site.weight.size / each)
         if most < 1:
             raise Refusal(f"cp: every rank would grow this layer ({site.weight.size} weights)")
-        grid = np.geomspace(max(1, most / 64), most, self.settings.points)
-        return sorted({max(1, round(r)) for r in grid})
+        picked = self.settings.picked(
+            self.name, most, there=exact_rank(weight.shape), energy=lambda share: self._by_energy(weight, share, most),
+            vbmf=None,
+        )  # fmt: skip
+        return list(self.settings.grid(most, self.settings.points)) if picked is None else [picked]
+
+    def _by_energy(self, weight: Tensor, share: float, most: int) -> int:
+        """The smallest rank whose fit keeps a share of the energy; one more than ``most`` where none does."""
+        if share >= 1:
+            return most + 1
+        found = cp_ranks_by_error(
+            weight, float((1 - share) ** 0.5), max_rank=most, iterations=self.settings.iterations
+        )  # fmt: skip
+        return found.fit.factors.rank if found.reached else most + 1
 
 
 def _in_metric(weight: Tensor, factors: CPFactors, curvature: Curvature) -> tuple[CPFactors, float]:
@@ -135,9 +149,6 @@ def _best_so_far(losses: list[float]) -> list[int]:
 
 
 def _form(factors: CPFactors) -> Form:
-    def leaf(values: Tensor) -> Dense:
-        return Dense(values.to(torch.float32).contiguous().cpu().numpy())
-
     return CP(inp=leaf(factors.inp.T), kernel=tuple(leaf(k.T) for k in factors.kernel), out=leaf(factors.out))
 
 

@@ -1,4 +1,4 @@
-"""Spatial SVD: a convolution with a d × d window as one with d × 1 and one with 1 × d (Jaderberg et al. 2014, arXiv:1405.3866).
+"""Spatial SVD: a d × d convolution as d × 1, then 1 × d (Jaderberg et al. 2014, arXiv:1405.3866).
 
     W[t, s, y, x] ≈ Σ_r U[t, r, x] · V[r, s, y],    minimise ½ tr(G ΔW A ΔWᵀ)
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +45,7 @@ class Settings(RankSettings):
         super().__post_init__()
         if not 1 <= self.points <= 1000 or self.sweeps < 0 or not self.damp >= 0:
             raise ValueError(
-                f"points={self.points!r} must be from 1 to 1000, sweeps={self.sweeps!r} and damp={self.damp!r} at least 0"
+                f"points={self.points!r} must be 1 to 1000, sweeps={self.sweeps!r}, damp={self.damp!r} from 0"
             )
         if self.first not in ("vertical", "horizontal"):
             raise ValueError(f"first={self.first!r} must be vertical or horizontal")

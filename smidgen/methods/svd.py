@@ -11,12 +11,14 @@ One root of G is inverted, so both are those of a damped ``H = G + δI``. Losses
 method are: what is left out counts ``½ Σ_{k>r} Λ_k · q_kᵀ H^-½ G H^-½ q_k``, since components are orthogonal under A.
 
 A convolution is split along its outputs: r filters of the full window, then a 1x1 layer. Grouped convolutions are
-split group by group, all groups with the same rank.
+split group by group, all groups with the same rank. A transposed convolution is split along its inputs: a 1x1 layer,
+then r filters of the full window; each tap of its window counts as a dense layer of its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,12 +29,15 @@ from torch import Tensor
 from smidgen.errors import Refusal
 from smidgen.forms import Dense, Form, LowRank, hollow
 from smidgen.methods import Family, falling
+from smidgen.methods._kernels import leaf
+from smidgen.methods._ranks import RankSettings
 from smidgen.numerics.lowrank import spectral_factor, svd_truncated
-from smidgen.site import Curvature, Site, grouped
+from smidgen.numerics.vbmf import energy_rank, evbmf_rank
+from smidgen.site import Curvature, Moment, Site, grouped
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(RankSettings):
     """Settings of `Svd`.
 
     Args:
@@ -44,6 +49,7 @@ class Settings:
     damp: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.factors not in (2, 3) or not self.damp >= 0:
             raise ValueError(f"factors={self.factors!r} must be 2 or 3, damp={self.damp!r} at least 0")
 
@@ -140,29 +146,32 @@ class Svd:
         Raises:
             Refusal: for a layer that no rank makes smaller, or whose shape has no two-factor form.
         """
-        g = site.geometry
         self._check(site)
-        weight = torch.as_tensor(grouped(site.weight, g.groups), device=device)
+        weight, metric = _as_matrix(site, curvature, device)
         most = self._largest_rank(weight.shape[1], weight.shape[2])
         if most < 1:
             raise Refusal(f"svd: every rank would grow this layer ({site.weight.size} weights)")
-        basis = decompose(weight, curvature, self.settings.damp)
-        losses = falling(basis.losses(curvature.scale)[:most])
-        ranks = tuple(range(1, len(losses) + 1))
-        window = site.weight.shape[1:]
+        basis = decompose(weight, metric, self.settings.damp)
+        picked = self.settings.picked(
+            self.name, most, there=min(weight.shape[1:]),
+            energy=lambda share: energy_rank(basis.spectrum.sum(0).sqrt().sort(descending=True).values, share),
+            vbmf=lambda: max(evbmf_rank(group.to(torch.float64)) for group in weight),
+        )  # fmt: skip
+        losses = falling(basis.losses(metric.scale)[:most])
+        ranks = self.settings.grid(most) if picked is None else (picked,)
         return Family(
             self.name,
             ranks,
-            tuple(losses.tolist()),
-            build=lambda r: self._form(basis, r, window, g.groups),
+            tuple(losses[[rank - 1 for rank in ranks]].tolist()),
+            build=lambda r: self._form(basis, r, site),
             outline=lambda r: self._outline(r, site),
         )
 
     def _check(self, site: Site) -> None:
-        if site.geometry.kind == "conv_transpose":
-            raise Refusal("svd: transposed convolutions have no two-factor form here")
         if site.geometry.depthwise:
             raise Refusal("svd: a depthwise layer has one input channel a group: nothing to factor")
+        if site.geometry.kind == "conv_transpose" and self.settings.factors == 3:
+            raise Refusal("svd: transposed convolutions have no three-factor form here; use factors=2")
 
     def _largest_rank(self, out: int, columns: int) -> int:
         """Largest rank r with r·(out + columns) (+ r² for three factors) below out·columns."""
@@ -174,7 +183,8 @@ class Svd:
             most = (out * columns - 1) // half
         return min(most, out, columns)
 
-    def _form(self, basis: Basis, rank: int, window: tuple[int, ...], groups: int) -> Form:
+    def _form(self, basis: Basis, rank: int, site: Site) -> Form:
+        g = site.geometry
         u, v = basis.factors(rank)
         # Equal norms on both sides of each component: neither factor is left with tiny or huge rows.
         balance = (v.norm(dim=2) / u.norm(dim=1).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
@@ -182,21 +192,37 @@ class Svd:
         if self.settings.factors == 3:
             strength = u.norm(dim=1) * v.norm(dim=2)
             u, v = u / u.norm(dim=1, keepdim=True).clamp_min(1e-300), v / v.norm(dim=2, keepdim=True).clamp_min(1e-300)
-            core = _leaf(torch.diag_embed(strength).flatten(0, 1))
+            core = leaf(torch.diag_embed(strength).flatten(0, 1))
         else:
             u, v = u * balance[:, None, :], v / balance[:, :, None]
-        v_leaf = _leaf(v.flatten(0, 1).reshape(groups * rank, *window))
-        return LowRank(v=v_leaf, u=_leaf(u.flatten(0, 1)), core=core, groups=groups)
+        if g.kind == "conv_transpose":
+            return LowRank(leaf(v.flatten(0, 1)), leaf(u.mT.reshape(-1, *site.weight.shape[1:])), None, g.groups)
+        v_leaf = leaf(v.flatten(0, 1).reshape(g.groups * rank, *site.weight.shape[1:]))
+        return LowRank(v_leaf, leaf(u.flatten(0, 1)), core, g.groups)
 
     def _outline(self, rank: int, site: Site) -> Form:
-        groups, out = site.geometry.groups, site.weight.shape[0]
-        core = Dense(hollow(groups * rank, rank)) if self.settings.factors == 3 else None
-        v = Dense(hollow(groups * rank, *site.weight.shape[1:]))
-        return LowRank(v=v, u=Dense(hollow(out, rank)), core=core, groups=groups)
+        g, inner = site.geometry, site.geometry.groups * rank
+        if g.kind == "conv_transpose":
+            v, u = hollow(inner, g.in_channels // g.groups), hollow(inner, *site.weight.shape[1:])
+            return LowRank(Dense(v), Dense(u), None, g.groups)
+        core = Dense(hollow(inner, rank)) if self.settings.factors == 3 else None
+        return LowRank(
+            Dense(hollow(inner, *site.weight.shape[1:])), Dense(hollow(g.out_channels, rank)), core, g.groups
+        )
 
 
-def _leaf(values: Tensor) -> Dense:
-    return Dense(values.to(torch.float32).cpu().numpy())
+def _as_matrix(site: Site, curvature: Curvature, device: str) -> tuple[Tensor, Curvature]:
+    """The weight as outputs × inputs of each group, and the curvature of that matrix."""
+    g = site.geometry
+    if g.kind != "conv_transpose":
+        return torch.as_tensor(grouped(site.weight, g.groups), device=device), curvature
+    stored = torch.as_tensor(site.weight, device=device)
+    taps = prod(g.kernel)
+    matrix = stored.reshape(g.groups, g.in_channels // g.groups, -1).mT  # (output, tap) by input
+    outputs = curvature.outputs.matrix
+    if outputs is not None:
+        outputs = torch.stack([torch.kron(each, torch.eye(taps).to(each)) for each in outputs])
+    return matrix, replace(curvature, outputs=Moment(matrix=outputs))
 
 
 METHOD = Svd()

@@ -52,7 +52,7 @@ class Settings(RankSettings):
         super().__post_init__()
         if not 1 <= self.points <= 1000 or self.sweeps < 0 or not self.damp >= 0:
             raise ValueError(
-                f"points={self.points!r} must be from 1 to 1000, sweeps={self.sweeps!r} and damp={self.damp!r} at least 0"
+                f"points={self.points!r} must be 1 to 1000, sweeps={self.sweeps!r}, damp={self.damp!r} from 0"
             )
         if type(self.rank_in) is not int or self.rank_in < 0 or (self.rank_in and self.ranks != "fixed"):
             raise ValueError(f"rank_in={self.rank_in!r} must be a whole number from 1 with ranks='fixed', else 0")

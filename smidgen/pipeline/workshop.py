@@ -65,7 +65,9 @@ def candidates(
     Returns:
         The options in running order, and the methods they came from.
     """
-    asked, allowed = choose_methods(methods, settings or {})
+    # Of all structures only the two factors of an SVD are priced in integers: the others would take time for nothing.
+    wanted = "svd" if methods == "auto" and target != "onnx" else methods
+    asked, allowed = choose_methods(wanted, settings or {})
     how = choose_rounding(rounding, settings or {})
     chosen: dict[str, Method | Rounding] = {**asked} if target == "onnx" else {**asked, how.name: how}
     sites = task.prepared.sites

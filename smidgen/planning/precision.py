@@ -113,11 +113,13 @@ def _entries(option: Options, precision: Precision) -> Iterator[tuple[float, int
     yield from _between(ladder, [Label(None, None)], [_dense_rung(precision, step) for step in ladder])
     family = option.families.get("svd")
     if family is not None:
-        most = min(family.ranks[-1], MOST_RANK)
-        form, struct = family.form(most), np.array(family.losses[:most])
+        ranks = [rank for rank in family.ranks if rank <= MOST_RANK] or [family.ranks[0]]
+        form = family.form(ranks[-1])
         if isinstance(form, LowRank) and form.core is None:
-            labels = [Label("svd", rank) for rank in family.ranks[:most]]
-            yield from _between(ladder, labels, [_low_rank_rung(precision, form, struct, step) for step in ladder])
+            struct = np.array(family.losses[: len(ranks)])
+            labels = [Label("svd", rank) for rank in ranks]
+            rungs = [_low_rank_rung(precision, form, ranks, struct, step) for step in ladder]
+            yield from _between(ladder, labels, rungs)
 
 
 def _ladder(precision: Precision) -> list[float]:
@@ -152,14 +154,16 @@ def dense_loss(precision: Precision, leaf: RoundLeaf) -> tuple[float, Quantized]
     return float(share * _rounding_losses(form, weight, metric, rows).sum()), form
 
 
-def _low_rank_rung(precision: Precision, form: LowRank, struct: np.ndarray, step: float) -> _Rung:
+def _low_rank_rung(
+    precision: Precision, form: LowRank, ranks: list[int], struct: np.ndarray, step: float
+) -> _Rung:  # fmt: skip
     losses, v, u = low_rank_losses(precision, form, precision.leaf(step))
-    g, rank = precision.site.geometry, len(struct)
-    bits_v = _bits(v).reshape(g.groups, rank, -1).sum((0, 2))
-    bits_u = _bits(u).reshape(g.out_channels, rank).sum(0)
+    g, most = precision.site.geometry, ranks[-1]
+    bits_v = _bits(v).reshape(g.groups, most, -1).sum((0, 2))
+    bits_u = _bits(u).reshape(g.out_channels, most).sum(0)
     bits = np.cumsum(bits_v + bits_u)
-    sizes = [_nbytes(total, g, [g.out_channels, g.groups * (k + 1)]) for k, total in enumerate(bits)]
-    return _Rung(struct + losses, np.array(sizes) + LAYER_BYTES)
+    sizes = [_nbytes(bits[rank - 1], g, [g.out_channels, g.groups * rank]) for rank in ranks]
+    return _Rung(struct + losses[[rank - 1 for rank in ranks]], np.array(sizes) + LAYER_BYTES)
 
 
 def low_rank_losses(precision: Precision, form: LowRank, leaf: RoundLeaf) -> tuple[np.ndarray, Quantized, Quantized]:

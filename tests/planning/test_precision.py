@@ -170,7 +170,9 @@ def test_moments_through_a_factor_are_those_of_its_outputs(count: int, intercept
         whole.add(y[:, part], z[:, part])
         inner.add(y[:, part], z[:, part] @ v.mT)
     assert (whole.rows is None) == (count > 40)
-    for got, want in zip(whole.through(v.double(), intercept=intercept), inner.centred(intercept=intercept), strict=True):
+    for got, want in zip(
+        whole.through(v.double(), intercept=intercept), inner.centred(intercept=intercept), strict=True
+    ):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
