@@ -174,7 +174,7 @@ def cp_als(
     start, noisy = extended(matrix, list(weight.shape), known, rank, seed)
     found, sweeps = alternate(matrix, noisy, iterations, tolerance, ridge)
     error, kept = min((_error(matrix, each), place) for place, each in enumerate((found, start)))
-    return _fit((found, start)[kept], error, sweeps, norm)
+    return described((found, start)[kept], error, sweeps, norm)
 
 
 def cp_curve(
@@ -383,7 +383,8 @@ def _factors(every: list[Tensor]) -> CPFactors:
     return CPFactors(every[0], every[1], tuple(every[2:]))
 
 
-def _fit(factors: list[Tensor], error: float, sweeps: int, norm: float) -> CPFit:
+def described(factors: list[Tensor], error: float, sweeps: int, norm: float) -> CPFit:
+    """The fit of K, of this norm and relative error, from factors of K/‖K‖: outputs, inputs, kernel axes."""
     squares = torch.stack([factor.to(solve_dtype(factor)).square().sum(dim=0) for factor in factors])
     others = [squares[:place].prod(dim=0) * squares[place + 1 :].prod(dim=0) for place in range(len(factors))]
     sensitivity = sum(len(factor) * float(other.sum()) for factor, other in zip(factors, others, strict=True))
