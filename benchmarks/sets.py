@@ -20,6 +20,8 @@ IMAGENET_SAMPLE = "imagenet_sample1000_256.npz"
 SQUEEZENET = Preprocess(mean=(104, 117, 123), channels="bgr", crop=227)
 # What benchmarks/gendernet.py trains with.
 GENDERNET = Preprocess(mean=(127.5,), std=(64,))
+# What benchmarks/gender_cnn.py trains with: 64x56 is the size that gives its first dense layer 2,288 inputs.
+GENDER_CNN = Preprocess(mean=(127.5,), std=(64,), crop=(100, 88), crop_first=True, resize=(64, 56))
 
 
 def data_folder() -> Path:
