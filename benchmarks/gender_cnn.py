@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from sets import FACES, GENDER_CNN, data_folder
+from sets import GENDER_CNN, faces
 from torch import nn
 from training import Recipe, answers, checkpoint_of, fit, save_weights, shifted
 
-from smidgen.data import open_data
 from smidgen.measure.scores import score
 
 INPUT = (3, 64, 56)
@@ -57,7 +56,7 @@ class GenderCnn(nn.Module):
 
 def load_split(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Prepared faces (N, 3, 64, 56) and classes (N,) of "train" or "test"."""
-    data = open_data(data_folder() / FACES, split=name, labels="gender", preprocess=GENDER_CNN)
+    data = faces(name, GENDER_CNN)
     return torch.tensor(np.asarray(data)), torch.tensor(np.asarray(data.labels)).long()
 
 

@@ -67,7 +67,7 @@ def load_split(split: int) -> tuple[torch.Tensor, torch.Tensor]:
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """Pixels 0..255 as `sets.CIFAR` prepares them."""
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (CIFAR.mean, CIFAR.std))
-    return (images.float() * CIFAR.scale - mean) / std
+    return (images.float() * float(CIFAR.scale) - mean) / std
 
 
 def train_and_save(seed: int, epochs: int, folder: Path, threads: int) -> None:
