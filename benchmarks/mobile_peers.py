@@ -26,9 +26,9 @@ FACTORED = 3  # dense layers, the first of the four; the last has two outputs
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
-def write_network(net: nn.Module, path: Path) -> None:
+def write_network(net: nn.Module, path: Path, shape: Sequence[int] = INPUT) -> None:
     """The network as ONNX, as smidgen writes one that it did not change."""
-    prepared = prepare(load_network(net), torch.zeros(1, *INPUT))
+    prepared = prepare(load_network(net), torch.zeros(1, *shape))
     write(prepared.base, prepared.sites, {site.name: untouched(site) for site in prepared.sites}, path)
 
 
