@@ -44,7 +44,7 @@ from smidgen.runtimes.onnxruntime import open_onnx
 TITLE = "Each method alone and the automatic mix: accuracy against multiply-adds and latency"
 NETWORKS = ("vgg", "resnet20")
 RESNET = "resnet20_cifar10_jpegft.onnx"
-DIAL = (0.25, 0.35, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
+DIAL = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)
 SHARES = (1, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)  # of each layer's largest offered rank
 MIX = "automatic"
 SLACK, COUNTS_FROM, MOSTLY = 0.1, 0.5, 0.9
