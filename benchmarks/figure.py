@@ -14,7 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # Okabe and Ito's palette (Color Universal Design, 2008); every curve has a marker and a dash of its own too.
-STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
+STYLES = (
+    ("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"),
+    ("#E69F00", "v", (0, (6, 1))), ("#56B4E9", "P", (0, (3, 1, 1, 1, 1, 1))),
+)  # fmt: skip
 GREY = "#444444"
 
 
@@ -109,6 +112,44 @@ def panels(
         axis.set_title(network, fontsize=10)
     handles, labels = axes[0][0].get_legend_handles_labels()
     panes.legend(handles, labels, loc="outside lower center", ncols=2 * columns, frameon=False, fontsize=9)
+    panes.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    panes.savefig(path, dpi=150)
+    plt.close(panes)
+
+
+def frontier(
+    path: Path,
+    title: str,
+    curves: Mapping[str, Sequence[tuple[float, float, float]]],
+    original: tuple[float, float, float],
+    zoom: float,
+) -> None:
+    """Accuracy against multiply-adds, and against latency.
+
+    Args:
+        path: the PNG.
+        title: over both panels.
+        curves: (MACs, milliseconds, accuracy in per cent) of each point, by legend entry.
+        original: the same of the original.
+        zoom: points of accuracy below the original that are shown.
+    """
+    panes, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharey=True)
+    for axis, cost, unit in ((axes[0], 0, 1e6), (axes[1], 1, 1.0)):
+        for (name, points), (colour, marker, dash) in zip(curves.items(), STYLES, strict=False):
+            shown = sorted({(point[cost] / unit, point[2]) for point in points})
+            axis.plot(*zip(*shown, strict=True), color=colour, marker=marker, linestyle=dash, ms=5, lw=1.5, label=name)
+        axis.plot([original[cost] / unit], [original[2]], "*", color=GREY, ms=14, mec="black", mew=0.8,
+                  label="original", zorder=5)  # fmt: skip
+        axis.grid(True, color="#dddddd", lw=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlim(left=0)
+    axes[0].set_ylim(original[2] - zoom, original[2] + 0.1 * zoom)
+    axes[0].set_ylabel("accuracy on the test inputs (%)")
+    axes[0].set_xlabel("million multiply-adds of the file")
+    axes[1].set_xlabel("milliseconds of one answer, all files timed in turn")
+    handles, labels = axes[0].get_legend_handles_labels()
+    panes.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     panes.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     panes.savefig(path, dpi=150)

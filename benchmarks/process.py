@@ -35,13 +35,14 @@ class Run:
     note: str
 
 
-def compress(arguments: Sequence[str], threads: int, keep: Path | None = None) -> Run:
+def compress(arguments: Sequence[str], threads: int, keep: Path | None = None, target: str = "archive") -> Run:
     """``smidgen compress`` with these arguments.
 
     Args:
         arguments: without the output folder and thread count.
         threads: for torch, the runtime and every library below them.
-        keep: where the archive goes; it is written with `--target archive` only.
+        keep: where a written file goes.
+        target: the kind of that file.
 
     Raises:
         SystemExit: the run failed; with its message.
@@ -60,6 +61,6 @@ def compress(arguments: Sequence[str], threads: int, keep: Path | None = None) -
         record = json.loads(Path(folder, "result.json").read_text())
         if keep is not None:
             keep.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(folder, record["files"]["archive"]["path"]), keep)
+            shutil.copyfile(Path(folder, record["files"][target]["path"]), keep)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Run(done.returncode, wall, cpu, record, done.stderr.strip())

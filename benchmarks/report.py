@@ -28,9 +28,11 @@ def page(results: list[dict[str, Any]]) -> str:
 
 
 def section(result: dict[str, Any]) -> list[str]:
-    """One benchmark: what it ran on, its claims, its curves."""
+    """One benchmark: what it ran on, its claims, its tables and curves."""
     rows = [(c["what"], c["asked"], c["measured"], c["verdict"]) for c in result["claims"]]
     lines = ["", f"## {result['title']}", "", _where(result), "", *table(("what", "asked", "measured", ""), rows)]
+    for name, (heads, *lines_of) in result.get("tables", {}).items():
+        lines += ["", f"### {name}", "", *table(tuple(heads), [tuple(row) for row in lines_of])]
     for name, points in curves(result.get("sweep", {})):
         lines += ["", f"### {name}", "", *table(CURVE_COLUMNS, [_row(point) for point in points])]
     return lines

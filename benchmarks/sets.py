@@ -20,6 +20,8 @@ IMAGENET_SAMPLE = "imagenet_sample1000_256.npz"
 SQUEEZENET = Preprocess(mean=(104, 117, 123), channels="bgr", crop=227)
 # What benchmarks/gendernet.py trains with.
 GENDERNET = Preprocess(mean=(127.5,), std=(64,))
+# What benchmarks/gender_cnn.py trains with: 64x56 is the size that gives its first dense layer 2,288 inputs.
+GENDER_CNN = Preprocess(mean=(127.5,), std=(64,), crop=(100, 88), crop_first=True, resize=(64, 56))
 
 
 def data_folder() -> Path:
@@ -56,13 +58,14 @@ def imagenet_sample(calibrate: int, seed: int) -> tuple[Dataset, Dataset]:
     return ready(whole.take(order[:calibrate])), ready(whole.take(order[calibrate:]))
 
 
-def faces(split: str) -> Dataset:
-    """Adult faces and genders, as GenderNet takes them.
+def faces(split: str, preprocess: Preprocess = GENDERNET) -> Dataset:
+    """Adult faces and genders.
 
     Args:
         split: "train" or "test".
+        preprocess: `GENDERNET` or `GENDER_CNN`.
     """
-    return ready(open_data(data_folder() / FACES, split=split, labels="gender", preprocess=GENDERNET))
+    return ready(open_data(data_folder() / FACES, split=split, labels="gender", preprocess=preprocess))
 
 
 def ready(data: Dataset) -> Dataset:
@@ -80,7 +83,7 @@ def calibration_and_test(name: str, seed: int, count: int = 1000) -> tuple[Datas
     """Unlabelled training inputs, and the labelled test split.
 
     Args:
-        name: lenet, resnet20, catsdogs, squeezenet, mobilenet_v2 or gendernet.
+        name: lenet, resnet20, vgg, catsdogs, squeezenet, mobilenet_v2, gendernet or gender_cnn.
         seed: of the training inputs taken; the ImageNet sample is divided 300 to 700 for good.
         count: training inputs at most.
     """
@@ -93,12 +96,14 @@ def calibration_and_test(name: str, seed: int, count: int = 1000) -> tuple[Datas
         test = ready(whole.take(order[300:]))
         classes = None if test.labels is None else np.asarray(test.labels) + 1  # 1001 outputs, the first for nothing
         return unlabelled(whole.take(order[:300])), Dataset.from_array(np.asarray(test), classes)
-    if name == "gendernet":
-        train, test = faces("train"), faces("test")
+    if name in ("gendernet", "gender_cnn"):
+        preprocess = GENDERNET if name == "gendernet" else GENDER_CNN
+        train, test = faces("train", preprocess), faces("test", preprocess)
     elif name == "lenet":
         train, test = mnist(MNIST_TRAIN), mnist(MNIST_TEST)
     else:
-        file, preprocess = {"resnet20": ("cifar10_jpeg.npz", CIFAR), "catsdogs": ("cats_dogs_128.npz", CATS)}[name]
+        cifar, cats = ("cifar10_jpeg.npz", CIFAR), ("cats_dogs_128.npz", CATS)
+        file, preprocess = {"resnet20": cifar, "vgg": cifar, "catsdogs": cats}[name]
         train, test = (open_data(data_folder() / file, split=s, preprocess=preprocess) for s in ("train", "test"))
     order = np.random.default_rng(seed).permutation(len(train))[:count]
     return unlabelled(train.take(order)), ready(test)

@@ -6,13 +6,16 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from smidgen.budget import Budget
 from smidgen.data import Dataset
 from smidgen.measure.scores import Judge
+from smidgen.methods import Method, Rounding
 from smidgen.pipeline import Task, Workshop, candidates, search
 from smidgen.planning.allocate import allocate, price_of_tradeoff
+from smidgen.planning.candidates import Options
 from smidgen.planning.plan import Plan
 from smidgen.planning.search import Trial
 from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
@@ -66,6 +69,7 @@ class Bench:
         refit: see `smidgen.compress`.
         target: the kind of file that is written and scored.
         tell: called with a line for each point.
+        found: what `smidgen.pipeline.candidates` gave for the methods, if it was asked before.
     """
 
     def __init__(
@@ -77,9 +81,10 @@ class Bench:
         refit: bool = True,
         target: str = "onnx",
         tell: Callable[[str], None] = lambda line: print(line, flush=True),
+        found: tuple[list[Options], dict[str, Method | Rounding]] | None = None,
     ) -> None:
         self.task, self.test, self.tell = task, test, tell
-        self.options, self.chosen = candidates(task, methods, target=target)
+        self.options, self.chosen = found or candidates(task, methods, target=target)
         self.work = Workshop(task, self.options, refit, lambda stage, done, total: None, targets=(target,))
         with open_onnx(self.work.original, task.threads) as runner:
             answers = run_dataset(runner, test.batches())
@@ -87,6 +92,9 @@ class Bench:
         self.nbytes = self.work.original.stat().st_size
         self.baseline = self.judge.baseline()
         self._known: dict[Any, Point] = {}
+        # The ONNX files of floats, by plan and by what was asked; they are there while this object is.
+        self._files: dict[Any, Path] = {}
+        self._paths: dict[str, Path] = {}
 
     def at_dial(self, tradeoff: float) -> Point:
         """The file at one position of the trade-off dial."""
@@ -98,11 +106,28 @@ class Bench:
         best = search(self.work, Budget(ratio=ratio), self.options, self.chosen).best
         return self._point(f"ratio {ratio:g}", ratio, best.plan, best)
 
+    def at_plan(self, asked: str, value: float, plan: Plan) -> Point:
+        """The file of a plan.
+
+        Args:
+            asked: what the plan stands for.
+            value: its number.
+            plan: one choice a site.
+        """
+        return self._point(asked, value, plan, None)
+
+    def path(self, asked: str) -> Path:
+        """The ONNX file of floats that a point was scored on; the original where that was kept."""
+        return self._paths[asked]
+
     def _point(self, asked: str, value: float, plan: Plan, trial: Trial | None) -> Point:
         # Neighbouring positions of the dial often mean the same plan.
         if plan.key not in self._known:
-            self._known[plan.key] = self._scored(asked, value, trial or self.work.trial(plan))
+            trial = trial or self.work.trial(plan)
+            self._known[plan.key] = self._scored(asked, value, trial)
+            self._files[plan.key] = trial.carried[1]
         point = replace(self._known[plan.key], asked=asked, value=value)
+        self._paths[asked] = self.work.original if point.kept_original else self._files[plan.key]
         layers = textwrap.shorten(point.layers, 60, placeholder=" …")
         self.tell(
             f"{point.asked:14} {point.nbytes:>9} B  {point.ratio:6.2f}x  accuracy {100 * point.accuracy:6.2f} %  "
