@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ class Latency:
     """Time of one call in milliseconds: median and quartiles over ``runs`` calls.
 
     ``speedup`` is the median over rounds of (the first runner's time) / (this one's time in the same round): above
-    one is faster than the first. It is 1 for the first runner itself.
+    one is faster than the first. It is 1 for the first runner itself. ``error`` is one standard error of it, told from
+    the quartiles of the rounds: whatever else the machine does now and then does not count.
     """
 
     median_ms: float
@@ -37,6 +39,7 @@ class Latency:
     high_ms: float
     runs: int
     speedup: float
+    error: float = 0.0
 
 
 def measure_latency(
@@ -95,5 +98,8 @@ def _milliseconds(runner: Runner, x: np.ndarray) -> float:
 def _summary(rounds: list[dict[str, float]], name: str, first: str) -> Latency:
     times = np.array([each[name] for each in rounds])
     low, median, high = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
-    speedup = float(np.median([each[first] / each[name] for each in rounds]))
-    return Latency(median, low, high, len(rounds), speedup)
+    ratios = np.array([each[first] / each[name] for each in rounds])
+    least, speedup, most = (float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
+    # Of a median: √(π/2) σ / √n, and 1.349 σ lie between the quartiles of a normal distribution.
+    error = math.sqrt(math.pi / 2) * (most - least) / 1.349 / math.sqrt(len(rounds))
+    return Latency(median, low, high, len(rounds), speedup, error)

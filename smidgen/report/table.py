@@ -133,7 +133,7 @@ def _rows(files: dict[str, dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
         ("KL, nats", [wording.number(each.get("kl")) for each in columns]),
         *_output_rows(columns),
         ("latency", [_milliseconds(each.get("latency_ms")) for each in columns]),
-        ("times faster", [_ratio(original, each, "latency_ms") for each in columns]),
+        ("times faster", [_faster(original, each) for each in columns]),
     ]
     for label, cells in rows:
         if any(cell != wording.MISSING for cell in cells):
@@ -163,7 +163,7 @@ def loss_name(file: dict[str, Any]) -> str:
 def _prediction(result: dict[str, Any]) -> str:
     """What was predicted beside what was measured, so that the gap is in plain sight."""
     pairs = []
-    for name, write in (("nbytes", wording.size), ("loss", _nats)):
+    for name, write in (("nbytes", wording.size), ("loss", _nats), ("latency_ms", _milliseconds)):
         predicted, measured = ((result.get(kind) or {}).get(name) for kind in ("predicted", "measured"))
         if predicted is not None or measured is not None:
             pairs.append(f"{_LABELS.get(name, name)} {write(predicted)}, measured {write(measured)}")
@@ -226,6 +226,13 @@ def _ratio(original: dict[str, Any], file: dict[str, Any], name: str) -> str:
     """How many times less than the original; a dash for the original itself."""
     before, after = original.get(name), file.get(name)
     return wording.MISSING if file is original or not before or not after else wording.times(before / after)
+
+
+def _faster(original: dict[str, Any], file: dict[str, Any]) -> str:
+    """The median over interleaved runs where it is there, which drift of the machine does not touch."""
+    if file is original or file.get("speedup") is None:
+        return _ratio(original, file, "latency_ms")
+    return wording.times(file["speedup"])
 
 
 def _points(file: dict[str, Any]) -> str:
