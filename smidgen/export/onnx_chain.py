@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from smidgen.export.onnx import layer_nodes
-from smidgen.forms import Stage
+from smidgen.forms import Geometry, Stage
 
 OPSET, IR_VERSION = 17, 8  # any that has these nodes; ONNX Runtime reads them since 1.12
 _NOISE = np.random.default_rng(0).normal(size=4099).astype(np.float32)  # a prime length, so that rows differ
@@ -42,7 +42,7 @@ def chain_file(chain: Sequence[Stage]) -> bytes:
     tensors.append(numpy_helper.from_array(np.resize(_NOISE, chain[-1].geometry.out_channels), "b"))
     ends = [
         helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, input_shape(chain)),
-        helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None),
+        helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, _shape(chain[-1].geometry, out=True)),
     ]
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
@@ -56,5 +56,9 @@ def input_shape(chain: Sequence[Stage]) -> tuple[int, ...]:
     >>> input_shape(stages(Dense(hollow(20, 30)), Geometry("linear", 30, 20, in_size=(7,), out_size=(7,))))
     (1, 7, 30)
     """
-    g = chain[0].geometry
-    return (1, *g.in_size, g.in_channels) if g.kind == "linear" else (1, g.in_channels, *g.in_size)
+    return _shape(chain[0].geometry, out=False)
+
+
+def _shape(g: Geometry, *, out: bool) -> tuple[int, ...]:
+    channels, size = (g.out_channels, g.out_size) if out else (g.in_channels, g.in_size)
+    return (1, *size, channels) if g.kind == "linear" else (1, channels, *size)

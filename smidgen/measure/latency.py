@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -52,9 +52,10 @@ def measure_latency(
 ) -> dict[str, Latency]:
     """Latency of each runner on the single sample ``x`` [1, …]; the first runner is the one compared with.
 
-    After a warm-up, every round calls each runner once, in turn forwards and backwards (A B, B A, …), so drift and
-    neighbours hit all of them. Rounds go on until there are ``repeats`` and ``min_seconds`` have passed, or until
-    ``max_seconds`` have, warm-up included; there is always one. Returns a Latency for each name.
+    After a warm-up, every round calls each runner once and begins with the next one (A B C, B C A, …), so drift and
+    neighbours hit all of them, and none finds its weights in the cache more often than another. Rounds go on until
+    there are ``repeats`` and ``min_seconds`` have passed, or until ``max_seconds`` have, warm-up included; there is
+    always one. Returns a Latency for each name.
     DataError when ``x`` is not one sample, ValueError without runners.
 
     >>> class Sleeper:
@@ -83,9 +84,33 @@ def measure_latency(
         (len(rounds) < repeats or time.perf_counter() - begun < min_seconds)
         and time.perf_counter() - start < max_seconds
     ):
-        order = names if len(rounds) % 2 == 0 else names[::-1]
+        first = len(rounds) % len(names)
+        order = names[first:] + names[:first]
         rounds.append({name: _milliseconds(runners[name], x) for name in order})
     return {name: _summary(rounds, name, names[0]) for name in names}
+
+
+def joined(blocks: Sequence[Latency]) -> Latency:
+    """Several measurements of one runner as one: medians of medians, and what the measurements differ by in the error.
+
+    Neighbours and the places that a network's memory happens to get shift a whole measurement, which the spread of its
+    rounds does not tell.
+
+    Args:
+        blocks: at least one.
+
+    >>> both = joined([Latency(1.0, 0.9, 1.1, 30, 2.0, 0.01), Latency(3.0, 2.9, 3.1, 30, 2.2, 0.01)])
+    >>> both.median_ms, both.speedup, round(both.error, 3)
+    (2.0, 2.1, 0.1)
+    """
+    speedups = np.array([each.speedup for each in blocks])
+    between = float(speedups.std(ddof=1)) / math.sqrt(len(blocks)) if len(blocks) > 1 else 0.0
+    within = float(np.mean([each.error for each in blocks])) / math.sqrt(len(blocks))
+    low, median, high = (
+        float(np.median(values)) for values in zip(*((b.low_ms, b.median_ms, b.high_ms) for b in blocks), strict=True)
+    )
+    runs = sum(each.runs for each in blocks)
+    return Latency(median, low, high, runs, float(np.median(speedups)), max(between, within))
 
 
 def _milliseconds(runner: Runner, x: np.ndarray) -> float:

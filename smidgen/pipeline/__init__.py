@@ -27,7 +27,7 @@ from smidgen.pipeline.times import with_times
 from smidgen.pipeline.workshop import Workshop, candidates, in_words
 from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
 from smidgen.planning.candidates import Options
-from smidgen.planning.pace import guarded, saved_ms
+from smidgen.planning.pace import guarded, saved_ms, spend_ms
 from smidgen.planning.plan import Plan, plan_from_json
 from smidgen.planning.realise import Refit
 from smidgen.planning.search import Outcome, PlanAt, Trial, search_drop, search_size
@@ -199,13 +199,14 @@ def _search_time(work: Workshop, budget: Budget, options: list[Options], plan_at
         assert trial.speedup is not None
         return trial.latency_ms / budget.latency_ms if budget.latency_ms else (budget.faster or 1.0) / trial.speedup
 
-    def predicted(plan: Plan) -> float:
-        ms = whole_ms - saved_ms(options, plan)
-        return ms / budget.latency_ms if budget.latency_ms else (budget.faster or 1.0) * ms / whole_ms
-
+    # A share of the limit in milliseconds by the layers' times.
+    limit_ms = budget.latency_ms or whole_ms / (budget.faster or 1.0)
     layers_ms = sum(float(option.times[0]) for option in options if option.times is not None)
-    middle = sum(option.worth for option in options) / max(layers_ms, 1e-9) or 1.0
-    return search_time(plan_at, work.trial, share, predicted, middle, asked=in_words(budget))
+    return search_time(
+        plan_at, work.trial, share, lambda plan: (whole_ms - saved_ms(options, plan)) / limit_ms,
+        sum(option.worth for option in options) / max(layers_ms, 1e-9) or 1.0,
+        spend=lambda plan, spare: spend_ms(options, plan, spare * limit_ms), asked=in_words(budget),
+    )  # fmt: skip
 
 
 def _differences(made: Plan, now: Plan) -> str:

@@ -52,13 +52,14 @@ def with_times(
         table: what is known; this machine's when None.
 
     Returns:
-        Options; those without a form to choose, and layers too large to time, without times.
+        Options; layers with no other chain to choose, and those too large to time, without times.
     """
     table = table or open_table()
     chains: dict[Geometry, dict[Name, _Chain]] = {}
     for option in options:
-        if len(option.labels) > 1 and option.site.weight.nbytes <= LARGEST_NBYTES:
-            chains.setdefault(option.site.geometry, {}).update(_chains(option))
+        forms = _chains(option)
+        if forms and option.site.weight.nbytes <= LARGEST_NBYTES:
+            chains.setdefault(option.site.geometry, {}).update(forms)
     shares: dict[Geometry, tuple[float, dict[Name, float]]] = {}
     try:
         for done, (geometry, forms) in enumerate(chains.items()):

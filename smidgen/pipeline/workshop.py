@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -21,9 +20,10 @@ from smidgen.data import Dataset, Roles
 from smidgen.errors import VerificationError
 from smidgen.export.onnx import write
 from smidgen.forms import WIDTHS, Dense, macs
-from smidgen.measure.latency import Latency, measure_latency
+from smidgen.measure.latency import Latency
 from smidgen.measure.memory import release
 from smidgen.measure.scores import Judge
+from smidgen.measure.speed import compare_speed
 from smidgen.methods import Method, Rounding, choose_methods, choose_rounding
 from smidgen.pipeline.targets import ALWAYS, FILES, runnable, write_target
 from smidgen.pipeline.task import Progress, Task, Threads, data_hash, one_input
@@ -44,7 +44,7 @@ PROBE_INPUTS = 512  # … and a probe of the true loss
 PROBE_MACS = 4e11  # most multiplications of all probes: some ten seconds on a small machine
 LEAST_PROBED = 16  # inputs; a mean of fewer says little
 KEPT_NBYTES = 128 << 20  # most memory for either
-TIMED_SECONDS, TIMED_MOST = 1.0, 6.0  # that files are timed for, at least and at most, where time is budgeted
+TIMED = 5  # measurements of a file's time, where time is budgeted
 TOLERANCE = 1e-3  # largest difference between the written file and the torch model, as a share of the largest output
 
 
@@ -165,7 +165,7 @@ class Workshop:
                 loss = self.judge.loss(run_dataset(runner, task.roles.selection.batches()))
                 points, error = loss.points, loss.error
         if self.timed:
-            found = self._latency({"original": self.original, "file": opened})["file"]
+            _, found = self._speed(opened)
             timing = {
                 "latency_ms": found.median_ms, "speedup": found.speedup, "speedup_error": found.error,
             }  # fmt: skip
@@ -176,13 +176,10 @@ class Workshop:
 
     def original_ms(self) -> float:
         """Time of the original for one input, in milliseconds."""
-        return self._latency({"original": self.original})["original"].median_ms
+        return self._speed(self.original)[0].median_ms
 
-    def _latency(self, files: Mapping[str, Path]) -> dict[str, Latency]:
-        """Files timed in turns on one input, for as long as a promise needs."""
-        with ExitStack() as opened:
-            runners = {name: opened.enter_context(open_onnx(path, self.task.threads)) for name, path in files.items()}
-            return measure_latency(runners, one_input(self.task), min_seconds=TIMED_SECONDS, max_seconds=TIMED_MOST)
+    def _speed(self, file: Path) -> tuple[Latency, Latency]:
+        return compare_speed(self.original, file, one_input(self.task), self.task.threads, TIMED)
 
     def _realised(self, plan: Plan) -> Realised:
         """The plan carried out, with the kind of refit that measured best on the selection inputs.
@@ -238,7 +235,7 @@ class Workshop:
         files = measure_files(
             {"original": self.original, **written}, task.test, task.metric, one_input(task), task.threads,
             {name: runnable(name, path) for name, path in written.items()},
-            seconds=(TIMED_SECONDS, TIMED_MOST) if self.timed else (0.3, 3.0),
+            times=TIMED if self.timed else 1,
         )  # fmt: skip
         outcome = _judged(outcome, budget, files[self.targets[0]])
         entries = record(

@@ -92,7 +92,7 @@ def allocate(
         order = np.lexsort((option.losses, option.sizes, _cost(option, price, price_ms)))
         best.append(int(order[0]))
     settings = {name: asdict(method.settings) for name, method in methods.items()}
-    choices = tuple(_choice(option, i) for option, i in zip(options, best, strict=True))
+    choices = tuple(choice_of(option, i) for option, i in zip(options, best, strict=True))
     return Plan(choices, price, fingerprint([o.site for o in options]), settings, price_ms=price_ms)
 
 
@@ -131,7 +131,7 @@ def spend(options: Sequence[Options], plan: Plan, spare: int) -> Plan:
             break
         _, extra, site, i = max(steps)
         current[site], spare = i, spare - extra
-    return replace(plan, choices=tuple(_choice(o, i) for o, i in zip(options, current, strict=True)))
+    return replace(plan, choices=tuple(choice_of(o, i) for o, i in zip(options, current, strict=True)))
 
 
 def _upgrades(option: Options, now: int, spare: int) -> list[tuple[float, int, int]]:
@@ -142,7 +142,8 @@ def _upgrades(option: Options, now: int, spare: int) -> list[tuple[float, int, i
     return [(float(fall[i] / extra[i]), int(extra[i]), int(i)) for i in fits]
 
 
-def _choice(option: Options, i: int) -> Choice:
+def choice_of(option: Options, i: int) -> Choice:
+    """The choice of a site's option number i."""
     label = option.labels[i]
     reason = _reason(option) if label == Label(None, None) else None
     return Choice(

@@ -21,6 +21,7 @@ def search_time(
     middle: float,
     *,
     asked: str,
+    spend: Callable[[Plan, float], Plan] = lambda plan, spare: plan,
     most_trials: int = 6,
 ) -> Outcome:
     """The lowest price of time whose written file is measured to keep to the limit.
@@ -34,6 +35,7 @@ def search_time(
         share: a measured trial's time as a share of the limit, at most 1 where it is kept.
         predicted: the same of a plan, from its layers' times.
         middle: a price in the middle of the useful range.
+        spend: (plan, spare share) → a plan that uses it; see `smidgen.planning.pace.spend_ms`.
         asked: the limit in words, for the note where it cannot be kept.
         most_trials: files written at most.
     """
@@ -41,6 +43,7 @@ def search_time(
     while len(trials) < most_trials:
         aim = _aim([(predicted(t.plan), _cautious(t, share)) for t in trials])
         plan = cheapest(plan_at, lambda p: predicted(p) <= aim, middle)  # noqa: B023 - used at once
+        plan = spend(plan, aim - predicted(plan))
         if any(t.plan.key == plan.key for t in trials):
             break
         trials.append(realise(plan))

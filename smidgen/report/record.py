@@ -16,9 +16,10 @@ from smidgen.data import Dataset, Roles
 from smidgen.forms import Dense, Form, describe, macs, nbytes, params
 from smidgen.measure.cost import onnx_cost
 from smidgen.measure.files import nbytes as file_nbytes
-from smidgen.measure.latency import measure_latency
+from smidgen.measure.latency import Latency
 from smidgen.measure.memory import UNKNOWN, peak_rss_bytes
 from smidgen.measure.scores import Judge, Metric, Scores
+from smidgen.measure.speed import compare_speed
 from smidgen.planning.candidates import Options
 from smidgen.planning.pace import option_times, saved_ms
 from smidgen.planning.plan import Choice, Plan
@@ -37,7 +38,7 @@ def measure_files(
     one: np.ndarray,
     threads: int,
     runs: Mapping[str, Path] | None = None,
-    seconds: tuple[float, float] = (0.3, 3.0),
+    times: int = 1,
 ) -> dict[str, dict[str, Any]]:
     """Score and time written files in their runtime, the first being the original.
 
@@ -48,7 +49,7 @@ def measure_files(
         one: a single input, for latency.
         threads: of the runtime.
         runs: the file that the runtime opens, where it is another: what an archive unpacks to.
-        seconds: that they are timed for, at least and at most.
+        times: measurements of each file's time beside the original's.
 
     Returns:
         By name, what ``result.json`` says of a file; null where nothing could be measured, with ``why``.
@@ -56,7 +57,7 @@ def measure_files(
     opened = {**paths, **(runs or {})}
     runners = {name: open_onnx(path, threads) for name, path in opened.items()}
     try:
-        timed = measure_latency(runners, one, min_seconds=seconds[0], max_seconds=seconds[1])
+        timed = _latencies(opened, one, threads, times)
         scored = _scores(runners, test, metric)
         entries = {}
         for name, path in paths.items():
@@ -71,6 +72,13 @@ def measure_files(
     finally:
         for runner in runners.values():
             runner.close()
+
+
+def _latencies(opened: Mapping[str, Path], one: np.ndarray, threads: int, times: int) -> dict[str, Latency]:
+    """Each file beside the original; the original as it was beside the first."""
+    original, *rest = opened.values()
+    pairs = [compare_speed(original, path, one, threads, times) for path in rest or [original]]
+    return dict(zip(opened, [pairs[0][0], *(after for _, after in pairs)], strict=False))
 
 
 def _scores(

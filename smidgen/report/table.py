@@ -60,6 +60,8 @@ def render_table(result: dict[str, Any]) -> Table:
 def layers_table(result: dict[str, Any]) -> Table:
     """What became of each layer: form (or why it was left alone), rank, bytes, predicted loss, true loss of it alone.
 
+    Where time was budgeted, the milliseconds it takes alone as well.
+
     >>> layer = {"name": "fc", "form": None, "nbytes_before": 40, "nbytes_after": 40, "reason": "too small"}
     >>> layers_table({"layers": [layer]}).row_count
     1
@@ -68,11 +70,21 @@ def layers_table(result: dict[str, Any]) -> Table:
     # Numbers stay whole, a narrow terminal folds the words: 80 columns hold them all.
     for header, width in (("layer", 10), ("form", 12)):
         table.add_column(header, overflow="fold", min_width=width)
-    for header in ("rank", "bytes", "times", "loss, nats", "measured"):
+    timed = (result.get("budget") or {}).get("kind") in ("speedup", "latency")
+    for header in ("rank", "bytes", "times", "loss, nats", "measured", *(["ms"] if timed else [])):
         table.add_column(header, justify="right", no_wrap=True)
     for layer in result.get("layers", []):
-        table.add_row(*(Text(cell) for cell in _layer_cells(layer)))
+        cells = [*_layer_cells(layer), *([_layer_ms(layer)] if timed else [])]
+        table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+def _layer_ms(layer: dict[str, Any]) -> str:
+    """Times of a layer alone, before and after."""
+    before, after = layer.get("latency_ms_before"), layer.get("latency_ms_after")
+    if before is None or after is None:
+        return wording.MISSING
+    return wording.number(before) if before == after else f"{wording.number(before)} → {wording.number(after)}"
 
 
 def to_text(result: dict[str, Any]) -> str:
