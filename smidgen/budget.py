@@ -15,7 +15,7 @@ from smidgen.errors import BudgetError
 Target = Literal["archive", "onnx", "onnx-w8", "onnx-w4", "onnx-int8", "tflite", "tflite-int8", "executorch"]
 TARGETS: tuple[str, ...] = get_args(Target)
 
-Kind = Literal["size", "ratio", "max_drop", "tradeoff", "default"]
+Kind = Literal["size", "ratio", "max_drop", "tradeoff", "speedup", "latency", "default"]
 
 # Keys are lower case: "KB", "kB" and "kb" are all written for 1000 bytes, and none is written for bits.
 _UNITS = {
@@ -33,17 +33,31 @@ _UNITS = {
     "mib": 2**20,
     "gib": 2**30,
 }
+# Milliseconds in a unit of time; both signs that are read as micro (U+00B5 and U+03BC).
+_TIME_UNITS = {
+    "": Fraction(1),
+    "us": Fraction(1, 1000),
+    "\u00b5s": Fraction(1, 1000),
+    "\u03bcs": Fraction(1, 1000),
+    "ms": Fraction(1),
+    "s": Fraction(1000),
+    "sec": Fraction(1000),
+}
 # No exponent: "1e999999999 kB" would be an integer of a thousand million digits.
 _NUMBER = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*([^\d\s.].*)?", re.ASCII)
 _LONGEST_TEXT = 40  # characters; no sensible budget needs more, and int() of long text is slow
 _LARGEST_NBYTES = 10**15  # a petabyte: beyond any network, so surely a slip
 _LARGEST_RATIO = 10**6  # one byte of every megabyte: beyond any method, so surely a slip
+_LARGEST_SPEEDUP = 1000  # beyond any method: what is left is the call of the runtime itself
+_LONGEST_MS = 3_600_000  # an hour for one answer: surely a slip
 
 _EXAMPLES = {
     "size": 'size=200_000 or size="200 kB"',
     "ratio": 'ratio=6 or ratio="6x"',
     "max_drop": 'max_drop=0.5 or max_drop="0.5%", in percentage points',
     "tradeoff": "tradeoff=0.5, from 0 (accuracy) to 1 (size)",
+    "speedup": 'speedup=2 or speedup="2x", times faster than the original',
+    "latency": 'latency="5 ms" or latency=5, in milliseconds',
 }
 
 
@@ -67,6 +81,27 @@ def parse_size(text: str) -> int:
     if unit.lower() not in _UNITS:
         raise _wrong("size", text, f"has the unknown unit {unit!r}; use B, kB, MB, GB, KiB, MiB or GiB")
     return _checked_nbytes(math.floor(number * _UNITS[unit.lower()] + Fraction(1, 2)), text)
+
+
+def parse_latency(text: str) -> float:
+    """Milliseconds in a time as people write it.
+
+    Args:
+        text: a number with us, µs, ms or s; bare numbers are milliseconds. Upper and lower case are alike.
+
+    Returns:
+        Milliseconds.
+
+    Raises:
+        BudgetError: not a time, not positive, or beyond an hour.
+
+    >>> parse_latency("5 ms"), parse_latency("250us"), parse_latency("0.02 s")
+    (5.0, 0.25, 20.0)
+    """
+    number, unit = _split_number("latency", text)
+    if unit.lower() not in _TIME_UNITS:
+        raise _wrong("latency", text, f"has the unknown unit {unit!r}; use us, µs, ms or s")
+    return _checked_ms(float(number * _TIME_UNITS[unit.lower()]), text)
 
 
 def format_size(nbytes: int) -> str:
@@ -118,13 +153,15 @@ def parse_target(name: str) -> Target:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the written file may cost; one of the four, or none for the default trade.
+    """What the written file may cost; one of these, or none for the default trade.
 
     Args:
         size: bytes of the written file, or text such as "200 kB".
         ratio: original bytes / written bytes, above 1; text such as "6x" too.
         max_drop: absolute percentage points of the metric that may be lost: 0.5, "0.5" and "0.5%" mean half a point.
         tradeoff: from 0 (keep accuracy) to 1 (save bytes).
+        speedup: the original's time / the written file's, above 1, both measured here; text such as "2x" too.
+        latency: milliseconds that the written file may take for one input here, or text such as "5 ms", "250 us".
 
     Raises:
         BudgetError: more than one given, or a value that cannot be meant.
@@ -140,19 +177,23 @@ class Budget:
     ratio: float | int | str | None = None
     max_drop: float | int | str | None = None
     tradeoff: float | int | None = None
+    speedup: float | int | str | None = None
+    latency: float | int | str | None = None
 
     def __post_init__(self) -> None:
         given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
         if len(given) > 1:
             named = " and ".join(f"{name}={value!r}" for name, value in given.items())
-            raise BudgetError(f"budget: {named} are {'both' if len(given) == 2 else 'all'} given; give one of them")
+            fault = f"budget: {named} are {'both' if len(given) == 2 else 'all'} given; give one of them"
+            timed = {"speedup", "latency"} & given.keys()
+            raise BudgetError(fault + (": time is not budgeted together with anything else yet" if timed else ""))
         # Stored normalised, so budgets that mean the same compare equal and serialise alike.
         for name, value in given.items():
             object.__setattr__(self, name, _NORMALISE[name](value))
 
     @property
     def kind(self) -> Kind:
-        """Which of the four was given, or "default"."""
+        """Which of them was given, or "default"."""
         for field in fields(self):
             if getattr(self, field.name) is not None:
                 return cast(Kind, field.name)
@@ -172,6 +213,21 @@ class Budget:
     def points(self) -> float | None:
         """The permitted drop in percentage points, where one was given."""
         return None if self.max_drop is None else float(self.max_drop)
+
+    @property
+    def faster(self) -> float | None:
+        """The speedup as a number, where one was given."""
+        return None if self.speedup is None else float(self.speedup)
+
+    @property
+    def latency_ms(self) -> float | None:
+        """The permitted time in milliseconds, where one was given."""
+        return None if self.latency is None else float(self.latency)
+
+    @property
+    def timed(self) -> bool:
+        """Whether time is what is budgeted."""
+        return self.kind in ("speedup", "latency")
 
     def to_dict(self) -> dict[str, int | float]:
         """What was given, as JSON holds it.
@@ -216,7 +272,7 @@ def _split_number(name: str, text: str) -> tuple[Fraction, str]:
     stripped = text.strip().replace("_", "")
     match = _NUMBER.fullmatch(stripped) if len(stripped) <= _LONGEST_TEXT else None
     if match is None:
-        raise _wrong(name, text, "is not a number with a unit" if name == "size" else "is not a number")
+        raise _wrong(name, text, "is not a number with a unit" if name in ("size", "latency") else "is not a number")
     return Fraction(match[1]), (match[2] or "").strip()
 
 
@@ -274,4 +330,24 @@ def _tradeoff(value: object) -> float:
     return tradeoff
 
 
-_NORMALISE = {"size": _size, "ratio": _ratio, "max_drop": _max_drop, "tradeoff": _tradeoff}
+def _speedup(value: object) -> float:
+    speedup = _number("speedup", value, ("x", "×"))
+    if not 1 < speedup <= _LARGEST_SPEEDUP:
+        raise _wrong("speedup", value, "is not above 1" if speedup <= 1 else "is beyond a thousand")
+    return speedup
+
+
+def _latency(value: object) -> float:
+    return parse_latency(value) if isinstance(value, str) else _checked_ms(_number("latency", value), value)
+
+
+def _checked_ms(ms: float, given: object) -> float:
+    if not 0 < ms <= _LONGEST_MS:
+        raise _wrong("latency", given, "is not positive" if ms <= 0 else "is beyond an hour")
+    return ms
+
+
+_NORMALISE = {
+    "size": _size, "ratio": _ratio, "max_drop": _max_drop, "tradeoff": _tradeoff, "speedup": _speedup,
+    "latency": _latency,
+}  # fmt: skip

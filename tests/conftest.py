@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from jaxtyping import install_import_hook
 install_import_hook("smidgen", "beartype.beartype")
 # An assert that fails there shows its values, as in a test.
 pytest.register_assert_rewrite("tests.model.against_onnxruntime", "tests.promise")
+# Layers timed in tests are remembered for this run alone, and never in the user's own folder.
+_TIMES = tempfile.TemporaryDirectory(prefix="smidgen-times-")
+os.environ["SMIDGEN_CACHE"] = _TIMES.name
 
 
 def _data_folder() -> Path | None:

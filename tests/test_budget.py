@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smidgen.budget import TARGETS, Budget, format_size, parse_size, parse_target
+from smidgen.budget import TARGETS, Budget, format_size, parse_latency, parse_size, parse_target
 from smidgen.errors import BudgetError
 
 _SIZES = st.integers(min_value=1, max_value=10**14)
@@ -87,6 +87,48 @@ def test_ratios(ratio: float | int | str) -> None:
     assert Budget(ratio=ratio).times == 6.0
 
 
+@pytest.mark.parametrize("speedup", [2, 2.0, "2", "2x", "2 X", "2×"])
+def test_speedups(speedup: float | int | str) -> None:
+    assert Budget(speedup=speedup) == Budget(speedup=2.0)
+    assert Budget(speedup=speedup).faster == 2.0
+    assert Budget(speedup=speedup).timed
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [
+        ("5 ms", 5.0),
+        ("5ms", 5.0),
+        ("5", 5.0),
+        ("250us", 0.25),
+        ("250 \u00b5s", 0.25),
+        ("250 \u03bcs", 0.25),
+        ("250 US", 0.25),
+        ("0.02 s", 20.0),
+        (" 1_500 us ", 1.5),
+        (".5ms", 0.5),
+    ],
+)
+def test_times_people_write(text: str, ms: float) -> None:
+    assert parse_latency(text) == ms
+    assert Budget(latency=text) == Budget(latency=ms)
+    assert Budget(latency=text).latency_ms == ms
+
+
+def test_a_number_alone_is_milliseconds() -> None:
+    assert Budget(latency=5).latency_ms == 5.0
+    assert Budget(latency=5).timed
+    assert not Budget(size=5).timed
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_time_or_a_budget_error(text: str) -> None:
+    try:
+        assert parse_latency(text) > 0
+    except BudgetError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -110,6 +152,23 @@ def test_ratios(ratio: float | int | str) -> None:
         {"tradeoff": -0.1},
         {"tradeoff": 1.1},
         {"tradeoff": float("nan")},
+        {"speedup": 1},
+        {"speedup": 0.5},
+        {"speedup": "fast"},
+        {"speedup": "2 ms"},
+        {"speedup": 1e6},
+        {"speedup": True},
+        {"speedup": float("inf")},
+        {"latency": 0},
+        {"latency": "0 ms"},
+        {"latency": -5},
+        {"latency": "5 kB"},
+        {"latency": "5 minutes"},
+        {"latency": "ms"},
+        {"latency": "1e9 ms"},
+        {"latency": "9999999 s"},
+        {"latency": float("nan")},
+        {"latency": True},
     ],
 )
 def test_values_that_cannot_be_meant(wrong: dict[str, object]) -> None:
@@ -124,6 +183,8 @@ def test_one_budget_at_a_time() -> None:
         Budget(size="200 kB", max_drop=0.5)
     with pytest.raises(BudgetError, match="are all given"):
         Budget(size=1, ratio=2, max_drop=0.5)
+    with pytest.raises(BudgetError, match=r"give one of them: time is not budgeted together with anything else yet"):
+        Budget(max_drop=0.5, speedup=2)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +194,8 @@ def test_one_budget_at_a_time() -> None:
         (Budget(ratio="6x"), "ratio"),
         (Budget(max_drop="0.5%"), "max_drop"),
         (Budget(tradeoff=0), "tradeoff"),
+        (Budget(speedup="2x"), "speedup"),
+        (Budget(latency="5 ms"), "latency"),
         (Budget(), "default"),
     ],
 )

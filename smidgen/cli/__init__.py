@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")  # notices of other packages, nothing a user can act on
+                warnings.filterwarnings("always", message="times: ")  # our own
+                warnings.showwarning = _noted
             options = parse(sys.argv[1:] if argv is None else argv)
             home = _HOMES.get(options.command, "commands")
             command = getattr(importlib.import_module(f"smidgen.cli.{home}"), options.command)
@@ -59,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         kind = f"{type(error).__name__}: {error}"
         return _told(f"error: internal: {kind}; please report it, with what --debug prints", FAULT)
+
+
+def _noted(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"smidgen: {message}", file=sys.stderr)
 
 
 def _told(message: str, code: int) -> int:

@@ -38,6 +38,7 @@ def compress(options: argparse.Namespace) -> int:
             methods=methods,
             rounding=options.rounding,
             target=targets,
+            guard=False if options.allow_slower else True if options.refuse_slower else None,
             **_work(options),
             progress=progress,
         )
@@ -70,7 +71,7 @@ def inspect(options: argparse.Namespace) -> int:
         settings = common(options)
         record = describe_layers(
             options.model, data, options.weights, _example(options), methods,
-            settings["threads"], settings["device"], settings["seed"], progress,
+            settings["threads"], settings["device"], settings["seed"], progress, guard=not options.allow_slower,
         )  # fmt: skip
     print_json(record) if options.json else print_layers(record)
     return DONE

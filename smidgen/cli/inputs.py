@@ -23,7 +23,7 @@ def read_budget(options: argparse.Namespace) -> Budget | None:
         BudgetError: several, or a value that cannot be meant.
     """
     given: dict[str, Any] = {}
-    for name in ("size", "ratio", "max_drop", "tradeoff"):
+    for name in ("size", "ratio", "max_drop", "tradeoff", "speedup", "latency"):
         if getattr(options, name) is not None:
             given[name] = getattr(options, name)
     if "tradeoff" in given:

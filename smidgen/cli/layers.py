@@ -15,7 +15,9 @@ from smidgen.data import Dataset
 from smidgen.forms import Dense, macs, nbytes, params
 from smidgen.pipeline import Task, candidates, open_task
 from smidgen.pipeline.task import Progress
+from smidgen.pipeline.times import with_times
 from smidgen.planning.candidates import Options
+from smidgen.planning.pace import guarded
 from smidgen.report import wording
 
 # The loss at which savings are quoted, as a share of what losing the whole layer would cost. Without data all
@@ -34,6 +36,8 @@ def describe_layers(
     device: str,
     seed: int,
     progress: Progress,
+    *,
+    guard: bool = True,
 ) -> dict[str, Any]:
     """The layer table as plain values.
 
@@ -41,9 +45,12 @@ def describe_layers(
         model: see `smidgen.compress`, like all others.
         data: makes predicted losses those of the network; without it they are relative errors of the weights.
         weights, example, methods, threads, device, seed, progress: see `smidgen.compress`.
+        guard: time the layers, and leave out what is slower than they are.
     """
     task = open_task(model, data, None, weights, example, None, threads, device, seed)
     options, _ = candidates(task, methods, progress)
+    if guard:
+        options = guarded(with_times(options, task.threads, progress))
     total, is_file = _total(task)
     mode = "no data" if data is None else "calibration"
     return {
@@ -79,6 +86,7 @@ def _entry(option: Options, total: int, modest: float) -> dict[str, Any]:
         "savings": {name: _saving(option, name, modest) for name in option.families if name not in option.refusals},
         "refusals": dict(option.refusals),
         "reason": site.refusal,
+        "latency_ms": None if option.times is None else float(option.times[0]),
     }
 
 
@@ -99,6 +107,7 @@ def _saving(option: Options, method: str, modest: float) -> dict[str, Any]:
         "nbytes": int(option.sizes[best]),
         "saved": 1 - int(option.sizes[best]) / int(option.sizes[0]),
         "predicted_loss": float(option.losses[best]),
+        "latency_ms": None if option.times is None else float(option.times[best]),
     }
 
 

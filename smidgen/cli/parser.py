@@ -132,6 +132,9 @@ def _compress(parser: argparse.ArgumentParser) -> None:
         default="onnx",
         help="file the budget binds: onnx, onnx-w8, onnx-w4 or archive; several with commas, it binds the first",
     )
+    slower = parser.add_mutually_exclusive_group()
+    slower.add_argument("--allow-slower", action="store_true", help="take forms that run slower than their layer too")
+    slower.add_argument("--refuse-slower", action="store_true", help="leave them out, also for --size and --ratio")
     _add_output(parser)
 
 
@@ -139,6 +142,7 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
     _add_network(parser)
     _add_data(parser, test=False)
     parser.add_argument("--methods", "--method", metavar="NAMES", default="auto", help="those to ask (all by default)")
+    parser.add_argument("--allow-slower", action="store_true", help="time no layer, and show what would be slower too")
 
 
 def _apply(parser: argparse.ArgumentParser) -> None:
@@ -206,6 +210,8 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ratio", metavar="TIMES", help="original bytes / written bytes: 6")
     group.add_argument("--max-drop", metavar="POINTS", help="percentage points of the metric that may be lost: 0.5%%")
     group.add_argument("--tradeoff", metavar="DIAL", help="from 0 (keep accuracy) to 1 (save bytes)")
+    group.add_argument("--speedup", metavar="TIMES", help="original's time / written file's, measured here: 2")
+    group.add_argument("--latency", metavar="TIME", help="time of one input, measured here: 5ms, 250us")
 
 
 def _add_work(parser: argparse.ArgumentParser) -> None:

@@ -152,7 +152,7 @@ def _chain(
         if last and stored.bias is not None:
             names.append(f"{prefix}.bias")
             _add_floats(graph, stored.bias, names[-1])
-        nodes += [*made, *_layer(stage.geometry, names, result, flat=_flat(marker))]
+        nodes += [*made, *layer_nodes(stage.geometry, names, result, flat=_flat(marker))]
         value = result
     return nodes
 
@@ -182,7 +182,7 @@ def _flat(marker: onnx.NodeProto) -> bool:
     return any(a.name == "flat" and a.i for a in marker.attribute)
 
 
-def _layer(g: Geometry, names: list[str], result: str, *, flat: bool) -> list[onnx.NodeProto]:
+def layer_nodes(g: Geometry, names: list[str], result: str, *, flat: bool) -> list[onnx.NodeProto]:
     """The nodes of one plain layer; names of its input, its weight and perhaps its bias."""
     if g.kind == "linear":
         if flat:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -29,7 +30,8 @@ class Latency:
     """Time of one call in milliseconds: median and quartiles over ``runs`` calls.
 
     ``speedup`` is the median over rounds of (the first runner's time) / (this one's time in the same round): above
-    one is faster than the first. It is 1 for the first runner itself.
+    one is faster than the first. It is 1 for the first runner itself. ``error`` is one standard error of it, told from
+    the quartiles of the rounds: whatever else the machine does now and then does not count.
     """
 
     median_ms: float
@@ -37,6 +39,7 @@ class Latency:
     high_ms: float
     runs: int
     speedup: float
+    error: float = 0.0
 
 
 def measure_latency(
@@ -49,9 +52,10 @@ def measure_latency(
 ) -> dict[str, Latency]:
     """Latency of each runner on the single sample ``x`` [1, …]; the first runner is the one compared with.
 
-    After a warm-up, every round calls each runner once, in turn forwards and backwards (A B, B A, …), so drift and
-    neighbours hit all of them. Rounds go on until there are ``repeats`` and ``min_seconds`` have passed, or until
-    ``max_seconds`` have, warm-up included; there is always one. Returns a Latency for each name.
+    After a warm-up, every round calls each runner once and begins with the next one (A B C, B C A, …), so drift and
+    neighbours hit all of them, and none finds its weights in the cache more often than another. Rounds go on until
+    there are ``repeats`` and ``min_seconds`` have passed, or until ``max_seconds`` have, warm-up included; there is
+    always one. Returns a Latency for each name.
     DataError when ``x`` is not one sample, ValueError without runners.
 
     >>> class Sleeper:
@@ -80,9 +84,33 @@ def measure_latency(
         (len(rounds) < repeats or time.perf_counter() - begun < min_seconds)
         and time.perf_counter() - start < max_seconds
     ):
-        order = names if len(rounds) % 2 == 0 else names[::-1]
+        first = len(rounds) % len(names)
+        order = names[first:] + names[:first]
         rounds.append({name: _milliseconds(runners[name], x) for name in order})
     return {name: _summary(rounds, name, names[0]) for name in names}
+
+
+def joined(blocks: Sequence[Latency]) -> Latency:
+    """Several measurements of one runner as one: medians of medians, and what the measurements differ by in the error.
+
+    Neighbours and the places that a network's memory happens to get shift a whole measurement, which the spread of its
+    rounds does not tell.
+
+    Args:
+        blocks: at least one.
+
+    >>> both = joined([Latency(1.0, 0.9, 1.1, 30, 2.0, 0.01), Latency(3.0, 2.9, 3.1, 30, 2.2, 0.01)])
+    >>> both.median_ms, both.speedup, round(both.error, 3)
+    (2.0, 2.1, 0.1)
+    """
+    speedups = np.array([each.speedup for each in blocks])
+    between = float(speedups.std(ddof=1)) / math.sqrt(len(blocks)) if len(blocks) > 1 else 0.0
+    within = float(np.mean([each.error for each in blocks])) / math.sqrt(len(blocks))
+    low, median, high = (
+        float(np.median(values)) for values in zip(*((b.low_ms, b.median_ms, b.high_ms) for b in blocks), strict=True)
+    )
+    runs = sum(each.runs for each in blocks)
+    return Latency(median, low, high, runs, float(np.median(speedups)), max(between, within))
 
 
 def _milliseconds(runner: Runner, x: np.ndarray) -> float:
@@ -95,5 +123,8 @@ def _milliseconds(runner: Runner, x: np.ndarray) -> float:
 def _summary(rounds: list[dict[str, float]], name: str, first: str) -> Latency:
     times = np.array([each[name] for each in rounds])
     low, median, high = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
-    speedup = float(np.median([each[first] / each[name] for each in rounds]))
-    return Latency(median, low, high, len(rounds), speedup)
+    ratios = np.array([each[first] / each[name] for each in rounds])
+    least, speedup, most = (float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
+    # Of a median: √(π/2) σ / √n, and 1.349 σ lie between the quartiles of a normal distribution.
+    error = math.sqrt(math.pi / 2) * (most - least) / 1.349 / math.sqrt(len(rounds))
+    return Latency(median, low, high, len(rounds), speedup, error)

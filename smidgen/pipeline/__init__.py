@@ -23,15 +23,18 @@ from smidgen.measure.scores import Metric
 from smidgen.methods import Method, Rounding, roundings
 from smidgen.pipeline.targets import check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
-from smidgen.pipeline.workshop import Workshop, candidates
+from smidgen.pipeline.times import with_times
+from smidgen.pipeline.workshop import Workshop, candidates, in_words
 from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
 from smidgen.planning.candidates import Options
+from smidgen.planning.pace import guarded, saved_ms, spend_ms
 from smidgen.planning.plan import Plan, plan_from_json
 from smidgen.planning.realise import Refit
-from smidgen.planning.search import Outcome, search_drop, search_size
+from smidgen.planning.search import Outcome, PlanAt, Trial, search_drop, search_size
+from smidgen.planning.search_time import search_time
 from smidgen.report.result import Result
 
-__all__ = ["Task", "Workshop", "apply", "candidates", "compress", "open_task", "search"]
+__all__ = ["Task", "Workshop", "apply", "candidates", "compress", "guards", "open_task", "search"]
 
 DEFAULT_POINTS = 1.0  # with no budget given: the smallest file that agrees on 99 % of the selection inputs
 DEFAULT_TRADEOFF = 0.5  # with no budget and no data
@@ -53,6 +56,7 @@ def compress(
     threads: int | None = None,
     device: str = "cpu",
     seed: int = 0,
+    guard: bool | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result:
     """Make a trained network smaller within a budget.
@@ -75,6 +79,7 @@ def compress(
         threads: for torch and onnxruntime; what torch uses when None.
         device: where curvature, methods and refits compute.
         seed: of everything drawn.
+        guard: leave out forms that measure slower here than the layer they replace; see `guards` for the default.
         progress: called with (stage, done, total).
 
     Returns:
@@ -92,13 +97,28 @@ def compress(
     started = time.perf_counter()
     targets = check_targets(target)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
-    _check_budget(budget or Budget(), task)
+    budget = budget or Budget()
+    _check_budget(budget, task)
     options, chosen = candidates(task, methods, progress, target=targets[0], rounding=rounding)
     with Threads(task.threads):
-        agreement = (budget or Budget()).kind == "default"
-        work = Workshop(task, options, refit, progress, agreement=agreement, targets=targets)
-        outcome = search(work, budget or Budget(), options, chosen)
-        return work.finish(outcome, budget or Budget(), time.perf_counter() - started)
+        guard = guards(budget, targets[0]) if guard is None else guard
+        if guard or budget.timed:
+            options = with_times(options, task.threads, progress)
+        work = Workshop(task, options, refit, progress, budget, targets=targets)
+        outcome = search(work, budget, guarded(options) if guard else options, chosen)
+        return work.finish(outcome, budget, time.perf_counter() - started)
+
+
+def guards(budget: Budget, target: str) -> bool:
+    """Whether forms that measure slower than the layer they replace are left out, where nobody said.
+
+    Where the file runs as it is and bytes are not what was asked for. A size or a ratio goes before time: the report
+    says how fast its file is. Integers are for storing and sending.
+
+    >>> guards(Budget(), "onnx"), guards(Budget(size="20 kB"), "onnx"), guards(Budget(), "archive")
+    (True, False, False)
+    """
+    return budget.timed or (target == "onnx" and budget.kind not in ("size", "ratio"))
 
 
 def apply(
@@ -154,9 +174,11 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
         options, chosen: from `candidates`.
     """
 
-    def plan_at(price: float) -> Plan:
-        return replace(allocate(options, price, chosen), **work.circumstances)
+    def plan_at(price: float, price_ms: float = 0.0) -> Plan:
+        return replace(allocate(options, price, chosen, price_ms), **work.circumstances)
 
+    if budget.timed:
+        return _search_time(work, budget, options, lambda price_ms: plan_at(0.0, price_ms))
     middle = price_of_tradeoff(0.5, options) or 1.0
     if budget.kind == "tradeoff" or (budget.kind == "default" and work.judge is None):
         dial = DEFAULT_TRADEOFF if budget.tradeoff is None else budget.tradeoff
@@ -166,6 +188,25 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
         return search_size(plan_at, work.trial, limit, middle, spend=lambda plan, spare: spend(options, plan, spare))
     points = DEFAULT_POINTS if budget.points is None else budget.points
     return search_drop(plan_at, work.trial, points, middle)
+
+
+def _search_time(work: Workshop, budget: Budget, options: list[Options], plan_at: PlanAt) -> Outcome:
+    """The search where time has the price, in shares of the time that is asked for."""
+    whole_ms = work.original_ms()
+
+    def share(trial: Trial) -> float:
+        assert trial.latency_ms is not None
+        assert trial.speedup is not None
+        return trial.latency_ms / budget.latency_ms if budget.latency_ms else (budget.faster or 1.0) / trial.speedup
+
+    # A share of the limit in milliseconds by the layers' times.
+    limit_ms = budget.latency_ms or whole_ms / (budget.faster or 1.0)
+    layers_ms = sum(float(option.times[0]) for option in options if option.times is not None)
+    return search_time(
+        plan_at, work.trial, share, lambda plan: (whole_ms - saved_ms(options, plan)) / limit_ms,
+        sum(option.worth for option in options) / max(layers_ms, 1e-9) or 1.0,
+        spend=lambda plan, spare: spend_ms(options, plan, spare * limit_ms), asked=in_words(budget),
+    )  # fmt: skip
 
 
 def _differences(made: Plan, now: Plan) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from smidgen.data import Dataset, Roles
 from smidgen.errors import VerificationError
 from smidgen.export.onnx import write
 from smidgen.forms import WIDTHS, Dense, macs
+from smidgen.measure.latency import Latency
 from smidgen.measure.memory import release
 from smidgen.measure.scores import Judge
+from smidgen.measure.speed import compare_speed
 from smidgen.methods import Method, Rounding, choose_methods, choose_rounding
 from smidgen.pipeline.targets import ALWAYS, FILES, runnable, write_target
 from smidgen.pipeline.task import Progress, Task, Threads, data_hash, one_input
@@ -41,6 +44,7 @@ PROBE_INPUTS = 512  # … and a probe of the true loss
 PROBE_MACS = 4e11  # most multiplications of all probes: some ten seconds on a small machine
 LEAST_PROBED = 16  # inputs; a mean of fewer says little
 KEPT_NBYTES = 128 << 20  # most memory for either
+TIMED = 5  # measurements of a file's time, where time is budgeted
 TOLERANCE = 1e-3  # largest difference between the written file and the torch model, as a share of the largest output
 
 
@@ -110,7 +114,8 @@ class Workshop:
         options: of every site, from `candidates`.
         refit: refit each layer on what the compressed layers before it produce.
         progress: called with (stage, done, total).
-        agreement: trials are judged by agreement with the original, even where there are labels.
+        budget: with none given trials are judged by agreement with the original, even where there are labels; where
+            it is one of time they are timed.
         targets: the files wanted; a budget binds the first.
         mode: what a refit moves in layers of integers; found by measurement when None.
     """
@@ -121,8 +126,8 @@ class Workshop:
         options: list[Options],
         refit: bool,
         progress: Progress,
+        budget: Budget | None = None,
         *,
-        agreement: bool = False,
         targets: Sequence[str] = ("onnx",),
         mode: Refit | None = None,
     ) -> None:
@@ -142,7 +147,8 @@ class Workshop:
         self.count = 0
         self.mode: Refit | None = mode
         self.original = self._original()
-        self.judge = self._judge(agreement)
+        self.judge = self._judge(budget is not None and budget.kind == "default")
+        self.timed = budget is not None and budget.timed
 
     def trial(self, plan: Plan) -> Trial:
         """Realise, write, run in the runtime, score on the selection inputs."""
@@ -153,16 +159,29 @@ class Workshop:
         write(task.prepared.base, task.prepared.sites, realised.stored, path)
         written = write_target(self.targets[0], task.prepared, realised.stored, path)
         nbytes = written.stat().st_size
-        points, error = None, 0.0
+        points, error, timing = None, 0.0, {}
+        # What an archive unpacks to differs from the file beside it in the names of weights alone.
+        opened = path if self.targets[0] == "archive" else written
         if self.judge is not None and task.roles is not None:
-            # What an archive unpacks to differs from the file beside it in the names of weights alone.
-            with open_onnx(path if self.targets[0] == "archive" else written, task.threads) as runner:
+            with open_onnx(opened, task.threads) as runner:
                 loss = self.judge.loss(run_dataset(runner, task.roles.selection.batches()))
                 points, error = loss.points, loss.error
+        if self.timed:
+            _, found = self._speed(opened)
+            timing = {
+                "latency_ms": found.median_ms, "speedup": found.speedup, "speedup_error": found.error,
+            }  # fmt: skip
         release()
         self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
         plan = replace(plan, moved=self.mode or "weights")
-        return Trial(plan, nbytes, points, (realised, path), error)
+        return Trial(plan, nbytes, points, (realised, path), error, **timing)
+
+    def original_ms(self) -> float:
+        """Time of the original for one input, in milliseconds."""
+        return self._speed(self.original)[0].median_ms
+
+    def _speed(self, file: Path) -> tuple[Latency, Latency]:
+        return compare_speed(self.original, file, one_input(self.task), self.task.threads, TIMED)
 
     def _realised(self, plan: Plan) -> Realised:
         """The plan carried out, with the kind of refit that measured best on the selection inputs.
@@ -218,7 +237,9 @@ class Workshop:
         files = measure_files(
             {"original": self.original, **written}, task.test, task.metric, one_input(task), task.threads,
             {name: runnable(name, path) for name, path in written.items()},
+            times=TIMED if self.timed else 1,
         )  # fmt: skip
+        outcome = _judged(outcome, budget, files[self.targets[0]])
         entries = record(
             files, outcome=outcome, budget=budget, options=self.options, refitted=realised.refitted, roles=task.roles,
             test=task.test, seed=task.seed, threads=task.threads, seconds=seconds, name=task.network.name,
@@ -289,6 +310,26 @@ class Workshop:
                     f"export: the written file differs from the network by {worst:.2g} (outputs up to {size:.2g}); "
                     "please report this network"
                 )
+
+
+def _judged(outcome: Outcome, budget: Budget, file: Mapping[str, Any]) -> Outcome:
+    """A budget of time is met where the last measurement, the one that is reported, says so too."""
+    if not outcome.met or not budget.timed:
+        return outcome
+    if file["speedup"] >= (budget.faster or 0.0) and file["latency_ms"] <= (budget.latency_ms or inf):
+        return outcome
+    again = f"{file['latency_ms']:.3g} ms, {file['speedup']:.2f} ± {file['speedup_error']:.2f} times faster"
+    note = f"measured again at the end it takes {again} than the original, asked was {in_words(budget)}"
+    return replace(outcome, met=False, note="; ".join(filter(None, (outcome.note, note))))
+
+
+def in_words(budget: Budget) -> str:
+    """What a budget of time asks for.
+
+    >>> in_words(Budget(speedup=2)), in_words(Budget(latency="5 ms"))
+    ('2 times faster', '5 ms')
+    """
+    return f"{budget.latency_ms:g} ms" if budget.latency_ms else f"{budget.faster:g} times faster"
 
 
 def _probe_inputs(options: list[Options]) -> int:

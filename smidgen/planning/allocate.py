@@ -1,4 +1,4 @@
-"""One price over all sites: each takes the option that minimises ``Δloss + λ · bytes``."""
+"""One price over all sites: each takes the option that minimises ``Δloss + λ · bytes + ν · ms``."""
 
 from __future__ import annotations
 
@@ -72,27 +72,38 @@ def _slope(option: Options, a: int, b: int) -> float:
     return float(option.losses[b] - option.losses[a]) / saved if saved > 0 else inf
 
 
-def allocate(options: Sequence[Options], price: float, methods: Mapping[str, Method | Rounding]) -> Plan:
-    """The plan at a price.
+def allocate(
+    options: Sequence[Options], price: float, methods: Mapping[str, Method | Rounding], price_ms: float = 0.0
+) -> Plan:
+    """The plan at a price of bytes and one of time.
 
     Args:
         options: of every site.
         price: λ, loss per byte; infinity asks for the fewest bytes.
         methods: those the options came from; their settings go into the plan.
+        price_ms: ν, loss per millisecond; infinity asks for the least time. Sites that were not timed pay nothing.
 
     Returns:
-        A plan; at a higher price it never has more bytes.
+        A plan; at a higher price of one kind, the other being the same, it never has more of that kind.
     """
     best = []
     for option in options:
         # Ties go to the smaller form, then to the smaller loss.
-        order = np.lexsort(
-            (option.losses, option.sizes, 0 * option.sizes if price == inf else option.losses + price * option.sizes)
-        )
+        order = np.lexsort((option.losses, option.sizes, _cost(option, price, price_ms)))
         best.append(int(order[0]))
     settings = {name: asdict(method.settings) for name, method in methods.items()}
-    choices = tuple(_choice(option, i) for option, i in zip(options, best, strict=True))
-    return Plan(choices, price, fingerprint([o.site for o in options]), settings)
+    choices = tuple(choice_of(option, i) for option, i in zip(options, best, strict=True))
+    return Plan(choices, price, fingerprint([o.site for o in options]), settings, price_ms=price_ms)
+
+
+def _cost(option: Options, price: float, price_ms: float) -> np.ndarray:
+    """What is least in the option that is taken."""
+    if price == inf:
+        return 0.0 * option.losses  # the fewest bytes: they decide among equals
+    ms = np.zeros(len(option.losses)) if option.times is None else option.times
+    if price_ms == inf:
+        return ms
+    return option.losses + price * option.sizes + price_ms * ms
 
 
 def spend(options: Sequence[Options], plan: Plan, spare: int) -> Plan:
@@ -120,7 +131,7 @@ def spend(options: Sequence[Options], plan: Plan, spare: int) -> Plan:
             break
         _, extra, site, i = max(steps)
         current[site], spare = i, spare - extra
-    return replace(plan, choices=tuple(_choice(o, i) for o, i in zip(options, current, strict=True)))
+    return replace(plan, choices=tuple(choice_of(o, i) for o, i in zip(options, current, strict=True)))
 
 
 def _upgrades(option: Options, now: int, spare: int) -> list[tuple[float, int, int]]:
@@ -131,7 +142,8 @@ def _upgrades(option: Options, now: int, spare: int) -> list[tuple[float, int, i
     return [(float(fall[i] / extra[i]), int(extra[i]), int(i)) for i in fits]
 
 
-def _choice(option: Options, i: int) -> Choice:
+def choice_of(option: Options, i: int) -> Choice:
+    """The choice of a site's option number i."""
     label = option.labels[i]
     reason = _reason(option) if label == Label(None, None) else None
     return Choice(

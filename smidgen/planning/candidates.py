@@ -52,6 +52,7 @@ class Options:
         refusals: reason by method name.
         worth: predicted loss of losing the layer altogether; what the trade-off dial is measured in.
         precision: how its forms become integers, for targets that hold integers.
+        times: milliseconds of each option for one input, entry 0 the layer as it is; None where nothing was timed.
     """
 
     site: Site
@@ -62,6 +63,7 @@ class Options:
     refusals: Mapping[str, str] = field(default_factory=dict)
     worth: float = 0.0
     precision: Rounder | None = None
+    times: np.ndarray | None = None
 
     def form(self, method: str | None, rank: int | None, step: float | None = None, bits: int | None = None) -> Form:
         """The form of one option."""

@@ -72,6 +72,7 @@ class Plan:
         moved: what a refit moved in layers of integers: weights, biases or nothing.
         target: the kind of file whose bytes it was made for.
         data: hash of its calibration inputs, None where it had none.
+        price_ms: ν, loss per millisecond, where time had a price; infinity where only time counted (null in JSON).
     """
 
     choices: tuple[Choice, ...]
@@ -83,6 +84,7 @@ class Plan:
     data: str | None = None
     moved: str = "weights"
     target: str = "onnx"
+    price_ms: float = 0.0
 
     @property
     def loss(self) -> float:
@@ -101,11 +103,11 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; see `plan_from_json`."""
-        price = None if self.price == inf else self.price  # JSON has no infinity
+        price, price_ms = (None if each == inf else each for each in (self.price, self.price_ms))  # no infinity in JSON
         entries = {
             "version": VERSION, "network": self.network, "price": price, "settings": self.settings,
             "seed": self.seed, "refit": self.refit, "data": self.data, "moved": self.moved,
-            "target": self.target,
+            "target": self.target, "price_ms": price_ms,
         }  # fmt: skip
         return json.dumps({**entries, "choices": [asdict(c) for c in self.choices]}, indent=1)
 
@@ -140,6 +142,7 @@ def plan_from_json(text: str) -> Plan:
         if version != VERSION:
             raise PlanError(f"plan: version {version} is not supported; this smidgen reads version {VERSION}")
         choices = tuple(_choice(entry) for entry in entries.pop("choices"))
+        price_ms = entries.pop("price_ms", 0.0)  # plans made before time had a price have none
         price, settings, network = entries.pop("price"), entries.pop("settings"), entries.pop("network")
         seed, refit, data = entries.pop("seed"), entries.pop("refit"), entries.pop("data")
         moved, target = entries.pop("moved"), entries.pop("target")
@@ -149,12 +152,13 @@ def plan_from_json(text: str) -> Plan:
             raise TypeError(f"target must be one of {', '.join(TARGETS)}, not {target!r}")
         if type(seed) is not int or type(refit) is not bool or not (data is None or isinstance(data, str)):
             raise TypeError(f"a whole seed, refit true or false, a hash of the data: not {seed!r}, {refit!r}, {data!r}")
-        if entries or not isinstance(network, str) or not (price is None or _number(price)):
+        prices = all(each is None or _number(each) for each in (price, price_ms))
+        if entries or not isinstance(network, str) or not prices:
             raise TypeError(f"the network's hash and the price are needed, and nothing beside them: {sorted(entries)}")
         if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
             raise TypeError("settings must be an object of objects")
-        price = inf if price is None else float(price)
-        return Plan(choices, price, network, settings, seed, refit, data, moved, target)
+        price, price_ms = (inf if each is None else float(each) for each in (price, price_ms))
+        return Plan(choices, price, network, settings, seed, refit, data, moved, target, price_ms)
     except PlanError:
         raise
     except Exception as error:

@@ -20,6 +20,8 @@ class Trial:
         points: points of the metric lost on the selection inputs, None where nothing was measured.
         carried: whatever the caller wants back with it (the realised network).
         error: one standard error of the points, paired; zero where no answer differs.
+        latency_ms, speedup, speedup_error: time of one input and how many times faster than the original, measured in
+            turns with it, with one standard error; None where time was not measured.
     """
 
     plan: Plan
@@ -27,6 +29,9 @@ class Trial:
     points: float | None
     carried: Any = None
     error: float = 0.0
+    latency_ms: float | None = None
+    speedup: float | None = None
+    speedup_error: float = 0.0
 
     @property
     def cautious(self) -> float | None:
@@ -81,7 +86,7 @@ def search_size(
     trials: list[Trial] = []
     gap = 0
     for _ in range(most_trials):
-        plan = _cheapest(plan_at, lambda p: p.nbytes + gap <= limit, middle)  # noqa: B023 - used at once
+        plan = cheapest(plan_at, lambda p: p.nbytes + gap <= limit, middle)  # noqa: B023 - used at once
         plan = spend(plan, limit - gap - plan.nbytes)
         if any(t.plan.key == plan.key for t in trials):
             break
@@ -159,7 +164,7 @@ def _keeps(trial: Trial, most_points: float) -> bool:
     return trial.cautious is not None and trial.cautious <= most_points + 1e-9
 
 
-def _cheapest(plan_at: PlanAt, fits: Callable[[Plan], bool], middle: float) -> Plan:
+def cheapest(plan_at: PlanAt, fits: Callable[[Plan], bool], middle: float) -> Plan:
     """The plan at the lowest price that fits; the smallest plan when none does."""
     low, high = -2.0 * DECADES, 2.0 * DECADES
     first = plan_at(middle * 10**low)

@@ -16,11 +16,13 @@ from smidgen.data import Dataset, Roles
 from smidgen.forms import Dense, Form, describe, macs, nbytes, params
 from smidgen.measure.cost import onnx_cost
 from smidgen.measure.files import nbytes as file_nbytes
-from smidgen.measure.latency import measure_latency
+from smidgen.measure.latency import Latency
 from smidgen.measure.memory import UNKNOWN, peak_rss_bytes
 from smidgen.measure.scores import Judge, Metric, Scores
+from smidgen.measure.speed import compare_speed
 from smidgen.planning.candidates import Options
-from smidgen.planning.plan import Choice
+from smidgen.planning.pace import option_times, saved_ms
+from smidgen.planning.plan import Choice, Plan
 from smidgen.planning.search import Outcome, Trial
 from smidgen.runtimes.onnxruntime import OnnxRunner, open_onnx, run_dataset
 
@@ -36,6 +38,7 @@ def measure_files(
     one: np.ndarray,
     threads: int,
     runs: Mapping[str, Path] | None = None,
+    times: int = 1,
 ) -> dict[str, dict[str, Any]]:
     """Score and time written files in their runtime, the first being the original.
 
@@ -46,6 +49,7 @@ def measure_files(
         one: a single input, for latency.
         threads: of the runtime.
         runs: the file that the runtime opens, where it is another: what an archive unpacks to.
+        times: measurements of each file's time beside the original's.
 
     Returns:
         By name, what ``result.json`` says of a file; null where nothing could be measured, with ``why``.
@@ -53,7 +57,7 @@ def measure_files(
     opened = {**paths, **(runs or {})}
     runners = {name: open_onnx(path, threads) for name, path in opened.items()}
     try:
-        timed = measure_latency(runners, one)
+        timed = _latencies(opened, one, threads, times)
         scored = _scores(runners, test, metric)
         entries = {}
         for name, path in paths.items():
@@ -63,10 +67,18 @@ def measure_files(
             entries[name]["latency_ms"] = timed[name].median_ms
             entries[name]["latency_quartiles_ms"] = [timed[name].low_ms, timed[name].high_ms]
             entries[name]["speedup"] = timed[name].speedup
+            entries[name]["speedup_error"] = timed[name].error
         return entries
     finally:
         for runner in runners.values():
             runner.close()
+
+
+def _latencies(opened: Mapping[str, Path], one: np.ndarray, threads: int, times: int) -> dict[str, Latency]:
+    """Each file beside the original; the original as it was beside the first."""
+    original, *rest = opened.values()
+    pairs = [compare_speed(original, path, one, threads, times) for path in rest or [original]]
+    return dict(zip(opened, [pairs[0][0], *(after for _, after in pairs)], strict=False))
 
 
 def _scores(
@@ -147,18 +159,36 @@ def record(
         "original": original,
         "files": rest,
         "layers": layers(outcome, options, refitted, alone or {}),
-        "predicted": {"loss": outcome.best.plan.loss, "nbytes": outcome.best.plan.nbytes + outside, "unit": unit},
-        "measured": {"loss": measured_loss(measured), "nbytes": measured["nbytes"]},
+        "predicted": {"loss": outcome.best.plan.loss, "nbytes": outcome.best.plan.nbytes + outside, "unit": unit,
+                      **_latency(predicted_ms(options, outcome.best.plan, original["latency_ms"]))},
+        "measured": {"loss": measured_loss(measured), "nbytes": measured["nbytes"],
+                     **_latency(measured["latency_ms"] if any(o.times is not None for o in options) else None)},
         "trials": [_trial(t) for t in outcome.trials],
     }  # fmt: skip
 
 
 def _trial(trial: Trial) -> dict[str, Any]:
-    price = trial.plan.price if isfinite(trial.plan.price) else None  # JSON has no infinity
-    return {
+    # JSON has no infinity.
+    price, price_ms = (each if isfinite(each) else None for each in (trial.plan.price, trial.plan.price_ms))
+    entry = {
         "nbytes": trial.nbytes, "points": trial.points, "error": None if trial.points is None else trial.error,
         "price": price, "predicted_loss": trial.plan.loss,
     }  # fmt: skip
+    if trial.speedup is None:
+        return entry
+    timing = {"latency_ms": trial.latency_ms, "speedup": trial.speedup, "speedup_error": trial.speedup_error}
+    return {**entry, "price_ms": price_ms, **timing}
+
+
+def _latency(ms: float | None) -> dict[str, float]:
+    return {} if ms is None else {"latency_ms": ms}
+
+
+def predicted_ms(options: Sequence[Options], plan: Plan, original_ms: float) -> float | None:
+    """The file's time by those of its layers, beside the original's measured one; None where no layer was timed."""
+    if all(option.times is None for option in options):
+        return None
+    return original_ms - saved_ms(options, plan)
 
 
 def measured_loss(file: Mapping[str, Any]) -> float | None:
@@ -194,6 +224,7 @@ def layers(
             "macs_before": macs(before, g), "macs_after": macs(after, g),
             "predicted_loss": choice.loss, "measured_loss": alone.get(option.site.name),
             "reason": choice.reason, "refitted": option.site.name in refitted,
+            **option_times(option, choice),
         })  # fmt: skip
     return entries
 

@@ -72,4 +72,5 @@ def _speed(original: dict[str, Any], file: dict[str, Any]) -> str:
     before, after = original.get("latency_ms"), file.get("latency_ms")
     if not before or not after:
         return ""
-    return f"{wording.times(before / after)} faster" if before >= after else f"{wording.times(after / before)} slower"
+    speedup = file.get("speedup") or before / after
+    return f"{wording.times(speedup)} faster" if speedup >= 1 else f"{wording.times(1 / speedup)} slower"

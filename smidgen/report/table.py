@@ -60,6 +60,8 @@ def render_table(result: dict[str, Any]) -> Table:
 def layers_table(result: dict[str, Any]) -> Table:
     """What became of each layer: form (or why it was left alone), rank, bytes, predicted loss, true loss of it alone.
 
+    Where time was budgeted, the milliseconds it takes alone as well.
+
     >>> layer = {"name": "fc", "form": None, "nbytes_before": 40, "nbytes_after": 40, "reason": "too small"}
     >>> layers_table({"layers": [layer]}).row_count
     1
@@ -68,11 +70,21 @@ def layers_table(result: dict[str, Any]) -> Table:
     # Numbers stay whole, a narrow terminal folds the words: 80 columns hold them all.
     for header, width in (("layer", 10), ("form", 12)):
         table.add_column(header, overflow="fold", min_width=width)
-    for header in ("rank", "bytes", "times", "loss, nats", "measured"):
+    timed = (result.get("budget") or {}).get("kind") in ("speedup", "latency")
+    for header in ("rank", "bytes", "times", "loss, nats", "measured", *(["ms"] if timed else [])):
         table.add_column(header, justify="right", no_wrap=True)
     for layer in result.get("layers", []):
-        table.add_row(*(Text(cell) for cell in _layer_cells(layer)))
+        cells = [*_layer_cells(layer), *([_layer_ms(layer)] if timed else [])]
+        table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+def _layer_ms(layer: dict[str, Any]) -> str:
+    """Times of a layer alone, before and after."""
+    before, after = layer.get("latency_ms_before"), layer.get("latency_ms_after")
+    if before is None or after is None:
+        return wording.MISSING
+    return wording.number(before) if before == after else f"{wording.number(before)} → {wording.number(after)}"
 
 
 def to_text(result: dict[str, Any]) -> str:
@@ -133,7 +145,7 @@ def _rows(files: dict[str, dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
         ("KL, nats", [wording.number(each.get("kl")) for each in columns]),
         *_output_rows(columns),
         ("latency", [_milliseconds(each.get("latency_ms")) for each in columns]),
-        ("times faster", [_ratio(original, each, "latency_ms") for each in columns]),
+        ("times faster", [_faster(original, each) for each in columns]),
     ]
     for label, cells in rows:
         if any(cell != wording.MISSING for cell in cells):
@@ -163,7 +175,7 @@ def loss_name(file: dict[str, Any]) -> str:
 def _prediction(result: dict[str, Any]) -> str:
     """What was predicted beside what was measured, so that the gap is in plain sight."""
     pairs = []
-    for name, write in (("nbytes", wording.size), ("loss", _nats)):
+    for name, write in (("nbytes", wording.size), ("loss", _nats), ("latency_ms", _milliseconds)):
         predicted, measured = ((result.get(kind) or {}).get(name) for kind in ("predicted", "measured"))
         if predicted is not None or measured is not None:
             pairs.append(f"{_LABELS.get(name, name)} {write(predicted)}, measured {write(measured)}")
@@ -226,6 +238,13 @@ def _ratio(original: dict[str, Any], file: dict[str, Any], name: str) -> str:
     """How many times less than the original; a dash for the original itself."""
     before, after = original.get(name), file.get(name)
     return wording.MISSING if file is original or not before or not after else wording.times(before / after)
+
+
+def _faster(original: dict[str, Any], file: dict[str, Any]) -> str:
+    """The median over interleaved runs where it is there, which drift of the machine does not touch."""
+    if file is original or file.get("speedup") is None:
+        return _ratio(original, file, "latency_ms")
+    return wording.times(file["speedup"])
 
 
 def _points(file: dict[str, Any]) -> str:

@@ -71,6 +71,13 @@ def make_images() -> Callable[..., Path]:
     return image_folder
 
 
+@pytest.fixture(autouse=True)
+def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands here do not depend on the clock; those that do time layers themselves."""
+    for module in ("smidgen.pipeline", "smidgen.cli.layers"):
+        monkeypatch.setattr(f"{module}.with_times", lambda options, threads, progress: list(options))
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command line in this process: exit code, stdout, stderr."""

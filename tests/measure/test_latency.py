@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -40,6 +41,22 @@ def test_rounds_alternate_after_a_warm_up() -> None:
     runners = {name: Sleeper(0.0, name, calls) for name in "AB"}
     measure_latency(runners, ONE, repeats=3, min_seconds=0.0)
     assert "".join(calls) == "ABABAB" + "ABBAAB"
+
+
+def test_of_three_none_is_called_twice_in_a_row_nor_always_after_the_same() -> None:
+    calls: list[str] = []
+    runners = {name: Sleeper(0.0, name, calls) for name in "ABC"}
+    measure_latency(runners, ONE, repeats=6, min_seconds=0.0)
+    timed = "".join(calls)[9:]
+    assert timed == "ABCBCACAB" * 2
+    assert all(a != b for a, b in pairwise(timed[:9]))
+
+
+def test_an_error_falls_with_the_rounds_and_is_none_where_nothing_varies() -> None:
+    runners = {"a": Sleeper(0.001), "b": Sleeper(0.002)}
+    found = measure_latency(runners, ONE, repeats=20, min_seconds=0.0)
+    assert found["a"].error == 0
+    assert 0 < found["b"].error < 0.5
 
 
 def test_time_is_bounded_and_one_round_is_certain() -> None:

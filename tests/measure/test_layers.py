@@ -1,0 +1,55 @@
+"""Layers timed in turns, on files whose times are far apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from smidgen.errors import LoadError
+from smidgen.export.onnx_chain import chain_file, input_shape
+from smidgen.forms import Dense, Geometry, Stage, hollow
+from smidgen.measure import layers
+from smidgen.measure.layers import time_chains
+
+
+def conv(channels: int) -> tuple[Stage, ...]:
+    g = Geometry("conv", 8, channels, (3, 3), (1, 1), (1, 1), (1, 1), in_size=(24, 24), out_size=(24, 24))
+    return (Stage(Dense(hollow()), g),)
+
+
+LAYER = conv(64)
+
+
+def test_a_chain_of_an_eighth_of_the_work_takes_less_and_the_layer_itself_as_much() -> None:
+    files = {"itself": chain_file(LAYER), "eighth": chain_file(conv(8))}
+    ms, shares = time_chains(chain_file(LAYER), files, input_shape(LAYER), 1, 0.5)
+    assert ms > 0
+    assert shares.keys() == files.keys()
+    assert 0 < shares["eighth"] < 0.8 < shares["itself"] < 1.25
+
+
+def test_many_chains_are_timed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "TURNS", 2)
+    opened: list[int] = []
+    measure = layers.measure_latency
+    monkeypatch.setattr(
+        layers, "measure_latency", lambda runners, *a, **k: opened.append(len(runners)) or measure(runners, *a, **k)
+    )
+    files = {str(k): chain_file(conv(8)) for k in range(5)}
+    _, shares = time_chains(chain_file(LAYER), files, input_shape(LAYER), 1, 0.1)
+    assert opened == [3, 3, 2]
+    assert shares.keys() == files.keys()
+    monkeypatch.setattr(layers, "TURNS_NBYTES", 1)
+    opened.clear()
+    time_chains(chain_file(LAYER), files, input_shape(LAYER), 1, 0.1)
+    assert opened == [2] * 5, "one at a time where they are large"
+
+
+def test_a_layer_alone() -> None:
+    ms, shares = time_chains(chain_file(LAYER), {}, input_shape(LAYER), 1, 0.1)
+    assert ms > 0
+    assert shares == {}
+
+
+def test_what_no_runtime_opens_is_an_error() -> None:
+    with pytest.raises(LoadError, match="cannot open"):
+        time_chains(b"no file", {}, (1, 3), 1, 0.1)
