@@ -39,16 +39,18 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """A second moment ``E[x xᵀ]``, whole or as rows: ``M = BᵀB``.
+    """A second moment ``E[x xᵀ]``, whole or as rows: ``M = BᵀB + diag(d)``.
 
     Args:
         matrix: ``[groups, n, n]``, or None when only rows are kept.
         rows: ``[groups, k, n]``, or None. A count sketch of the samples, exact while there are fewer samples than rows.
+        diagonal: d, ``[groups, n]``, beside rows; zero when None.
         mean: ``[groups, n]`` mean of x over samples and positions.
     """
 
     matrix: Float[Tensor, "groups n n"] | None = None
     rows: Float[Tensor, "groups k n"] | None = None
+    diagonal: Float[Tensor, "groups n"] | None = None
     mean: Float[Tensor, "groups n"] | None = None
 
     def between(self, left: Float[Tensor, "groups p n"], right: Float[Tensor, "groups q n"]) -> Tensor:
@@ -62,7 +64,8 @@ class Moment:
             return left @ self.matrix.to(left) @ right.mT
         if self.rows is not None:
             rows = self.rows.to(left)
-            return (left @ rows.mT) @ (right @ rows.mT).mT
+            seen = (left @ rows.mT) @ (right @ rows.mT).mT
+            return seen if self.diagonal is None else seen + (left * self.diagonal.to(left)[:, None]) @ right.mT
         return left @ right.mT
 
 

@@ -7,16 +7,24 @@
 original is the Fisher matrix, so g are gradients for labels drawn from the network's own answers: no labels needed. A
 confident network's Fisher vanishes, so the answers are tempered: labels come from softmax(z / T). Networks that are not
 classifiers (several outputs, maps, regression) use the squared error of every output over its variance instead.
+
+A from few samples says of most directions that they cost nothing, and every method would put its error there. So what
+lies off its diagonal is shrunk by the share that is noise (Schäfer and Strimmer 2005, doi:10.2202/1544-6115.1175):
+
+    A ← (1 − s) A + s diag(A),    s = Σ_{i≠j} Var(A_ij) / Σ_{i≠j} A_ij²,    Var from the samples' own A_k
+
+MobileNetV2's classifier (1,280 inputs seen 240 times, s = 0.5) was priced at a twelfth of its true loss without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from smidgen.calibrate.answers import LEAST_VARIANCE, as_logits, is_classifier, outputs_of
@@ -44,6 +52,7 @@ class Settings:
         shrink: least share of G that is replaced by its mean diagonal. The share is out / (out + gradients seen), since
             G estimated from fewer gradients than outputs says of most directions that they cost nothing: SqueezeNet's
             classifier (1,000 outputs, 240 inputs) was priced at a ninth of its true loss.
+        shrink_inputs: shrink what lies off A's diagonal by the share that is noise.
     """
 
     widest: int = 4608
@@ -53,6 +62,7 @@ class Settings:
     draws: int = 8
     draw_macs: float = 1e12
     shrink: float = 0.1
+    shrink_inputs: bool = True
 
 
 class _Sums:
@@ -67,6 +77,7 @@ class _Sums:
         self.a = torch.zeros(groups, height, n, device=device)
         self.mean = torch.zeros(groups, n, device=device, dtype=torch.float64)
         self.filled = 0
+        self.spread = _Spread(groups)
         out = g.out_channels // groups
         self.g = torch.zeros(groups, out, out, device=device)
         self.g_count, self.draws = 0, 1
@@ -80,6 +91,7 @@ class _Sums:
         self.samples += x.shape[0]
         self.count += rows.shape[1]
         self.mean += rows.sum(1, dtype=torch.float64)
+        self.spread.add(rows.unflatten(1, (x.shape[0], -1)), scale)
         if self.whole:
             self.a += scale * (rows.mT @ rows)
         else:
@@ -105,13 +117,61 @@ class _Sums:
 
     def result(self, settings: Settings) -> Curvature:
         mean = (self.mean / max(self.count, 1)).float()
-        if self.whole:
-            inputs = Moment(matrix=self.a / max(self.samples, 1), mean=mean)
+        count = max(self.samples, 1)
+        a = self.a / count if self.whole else self.a / count**0.5
+        if settings.shrink_inputs:
+            inputs = replace(_without_noise(a, self.spread, count, whole=self.whole), mean=mean)
         else:
-            inputs = Moment(rows=self.a / max(self.samples, 1) ** 0.5, mean=mean)
+            inputs = Moment(matrix=a, mean=mean) if self.whole else Moment(rows=a, mean=mean)
         out, seen = self.g.shape[1], self.samples * self.draws
         g = _shrunk(self.g / max(self.g_count, 1), max(settings.shrink, out / (out + seen)))
         return Curvature(inputs, Moment(matrix=g), "calibration", self.samples)
+
+
+class _Spread:
+    """Sums of ‖A_k‖² over the samples k, of all its entries and of its diagonal, a group at a time."""
+
+    def __init__(self, groups: int) -> None:
+        self.all = torch.zeros(groups, dtype=torch.float64)
+        self.diagonal = torch.zeros(groups, dtype=torch.float64)
+
+    def add(self, rows: Float[Tensor, "groups samples positions n"], scale: float) -> None:
+        """Add samples; A_k = scale · XᵀX over a sample's positions."""
+        positions, n = rows.shape[2:]
+        gram = rows @ rows.mT if positions < n else rows.mT @ rows  # of one norm: the smaller will do
+        self.all += scale**2 * gram.square().sum((1, 2, 3), dtype=torch.float64).cpu()
+        self.diagonal += scale**2 * rows.square().sum(2).square().sum((1, 2), dtype=torch.float64).cpu()
+
+    def noise(
+        self, matrix: Float[Tensor, "groups m m"], samples: int, diagonal: Float[Tensor, "groups n"] | None = None
+    ) -> Float[Tensor, " groups"]:
+        """s of each group.
+
+        Args:
+            matrix: A, or any matrix of the same norm.
+            samples: that A is the mean of.
+            diagonal: of A, where the matrix is another one.
+        """
+        own = torch.diagonal(matrix, dim1=1, dim2=2) if diagonal is None else diagonal
+        whole = matrix.double().square().sum((1, 2)).cpu()
+        on = own.double().square().sum(1).cpu()
+        off = (whole - on).clamp_min(torch.finfo(torch.float64).tiny)
+        if samples == 1:
+            return torch.ones_like(own[:, 0])
+        variance = ((self.all - self.diagonal) / samples - (whole - on)) / (samples - 1)
+        return (variance / off).clamp(0.0, 1.0).to(matrix)
+
+
+def _without_noise(a: Tensor, spread: _Spread, samples: int, *, whole: bool) -> Moment:
+    """A, or rows of it, with what lies off its diagonal shrunk."""
+    if not whole:
+        own = a.square().sum(1)
+        share = spread.noise(a @ a.mT, samples, own)[:, None]
+        return Moment(rows=a * (1 - share[:, :, None]).sqrt(), diagonal=share * own)
+    own = torch.diagonal(a, dim1=1, dim2=2).clone()
+    a = a * (1 - spread.noise(a, samples))[:, None, None]
+    torch.diagonal(a, dim1=1, dim2=2).copy_(own)
+    return Moment(matrix=a)
 
 
 def _shrunk(g: Tensor, share: float) -> Tensor:

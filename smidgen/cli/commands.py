@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.cli.folder import WRITTEN, output_folder, undisturbed
-from smidgen.cli.inputs import open_scored, open_sets, read_budget, read_methods, read_shape
+from smidgen.cli.inputs import open_scored, open_sets, read_budget, read_methods, read_ranks, read_shape
 from smidgen.cli.progress import Progress
 from smidgen.errors import PlanError, UserError
 from smidgen.report.result import Result
@@ -27,6 +27,7 @@ def compress(options: argparse.Namespace) -> int:
     budget = read_budget(options)
     targets = check_targets(options.target.split(","))
     methods = _methods(options.methods)
+    settings = read_ranks(options.ranks, options.rank_multiple)
     given = (options.model, options.weights)
     with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
         data, test = open_sets(options)
@@ -36,6 +37,7 @@ def compress(options: argparse.Namespace) -> int:
             test=test,
             budget=budget,
             methods=methods,
+            settings=settings,
             rounding=options.rounding,
             target=targets,
             guard=False if options.allow_slower else True if options.refuse_slower else None,

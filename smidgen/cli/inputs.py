@@ -75,6 +75,37 @@ def read_methods(text: str) -> str | list[str] | dict[str, list[str]]:
     return parts
 
 
+def read_ranks(text: str, multiple: int) -> dict[str, dict[str, Any]]:
+    """Settings of every method from what was said of ranks.
+
+    Raises:
+        UserError: text that cannot be meant.
+
+    >>> read_ranks("energy=0.8", 8)["svd"]
+    {'ranks': 'energy', 'energy': 0.8, 'multiple': 8}
+    >>> read_ranks("price", 1)
+    {}
+    """
+    from smidgen.methods import methods
+
+    name, _, value = text.strip().partition("=")
+    found: dict[str, Any] = {} if multiple == 1 else {"multiple": multiple}
+    try:
+        if name.isascii() and name.isdecimal() and not value:
+            found = {"ranks": "fixed", "rank": int(name), **found}
+        elif name == "energy":
+            found = {"ranks": "energy", **({"energy": float(value)} if value else {}), **found}
+        elif name == "vbmf" and not value:
+            found = {"ranks": "vbmf", **found}
+        elif name != "price" or value:
+            raise ValueError(f"{text!r} is not known")
+        # A method's own check: the value is wrong for all of them, or for none.
+        next(iter(methods().values())).with_settings(**found)
+    except ValueError as error:
+        raise UserError(f"ranks: {error}; give price, vbmf, energy=0.9, or a rank such as 16") from None
+    return {method: dict(found) for method in methods()} if found else {}
+
+
 def open_sets(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None]:
     """The data and the test set that were named, with their preprocessing.
 

@@ -124,8 +124,13 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     _add_work(parser)
     parser.add_argument(
         "--methods", "--method", metavar="NAMES", default="auto",
-        help="svd,cp or by layer kind: linear=svd,conv=cp (all by default)",
+        help="svd,cp,spatial,tucker2 or by layer kind: linear=svd,conv=tucker2 (all by default)",
     )  # fmt: skip
+    parser.add_argument(
+        "--ranks", metavar="HOW", default="price",
+        help="of factors: price (the default), vbmf, energy=0.9, or one rank for all: 16",
+    )  # fmt: skip
+    parser.add_argument("--rank-multiple", metavar="N", type=int, default=1, help="ranks are multiples of N: 8")
     parser.add_argument("--rounding", metavar="NAME", default="gptq", help="of integers: gptq, rate_aware or nearest")
     parser.add_argument(
         "--target",

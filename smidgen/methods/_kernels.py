@@ -57,8 +57,8 @@ class Kernels:
     def each(self, damp: float) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
         """Weight, A and G of each group, damped by a share of their mean diagonals."""
         for i, weight in enumerate(self.weight):
-            moments = (None if m is None else _damped(m[i].to(weight), damp) for m in (self.inputs, self.outputs))
-            yield weight, *moments
+            a, g = (None if m is None else _damped(m[i].to(weight), damp) for m in (self.inputs, self.outputs))
+            yield weight, a, g
 
 
 def _damped(moment: Float[Tensor, "n n"], damp: float) -> Tensor | None:

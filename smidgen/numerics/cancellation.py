@@ -72,11 +72,14 @@ def factorise(moment: Float[Tensor, "n n"], *, damp: float = 0.01, order: Order 
     return _joined([columns], [lower], energy)
 
 
-def factorise_rows(rows: Float[Tensor, "k n"], *, damp: float = 0.01, width: int = 2048) -> Factor:
-    """The factor of A = BᵀB from B, where A is too large: columns in blocks that do not see each other.
+def factorise_rows(
+    rows: Float[Tensor, "k n"], diagonal: Float[Tensor, " n"] | None = None, *, damp: float = 0.01, width: int = 2048
+) -> Factor:
+    """The factor of A = BᵀB + diag(d) from B, where A is too large: columns in blocks that do not see each other.
 
     Args:
         rows: B.
+        diagonal: d; zero when None.
         damp: added to the diagonal, as a share of its mean.
         width: columns a block.
 
@@ -87,15 +90,16 @@ def factorise_rows(rows: Float[Tensor, "k n"], *, damp: float = 0.01, width: int
     wide = rows.detach().to(torch.float64)
     columns = list(torch.arange(wide.shape[1], device=wide.device).split(width))
     energy = wide.square().sum(0)
-    mean = energy.mean()
+    own = torch.zeros_like(energy) if diagonal is None else diagonal.to(wide)
+    mean = (energy + own).mean()
     lowers = []
     for block in columns:
         part = wide[:, block]
         gram = part.T @ part
         # The damping is a share of the whole matrix's mean, not of the block's.
-        gram.diagonal().add_(damp * mean)
+        gram.diagonal().add_(damp * mean + own[block])
         lowers.append(cholesky_damped(gram, 0.0))
-    return _joined(columns, lowers, energy)
+    return _joined(columns, lowers, energy + own)
 
 
 def unit_factor(columns: int, like: Tensor) -> Factor:

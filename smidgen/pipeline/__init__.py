@@ -11,14 +11,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from smidgen.budget import Budget
-from smidgen.errors import BudgetError
+from smidgen.errors import BudgetError, PlanError
 from smidgen.measure.scores import Metric
 from smidgen.methods import Method, Rounding, roundings
 from smidgen.pipeline.targets import check_targets
@@ -49,6 +50,7 @@ def compress(
     weights: str | Path | None = None,
     example: torch.Tensor | None = None,
     methods: str | Sequence[str] | Mapping[str, Sequence[str]] = "auto",
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
     target: str | Sequence[str] = "onnx",
     rounding: str = "gptq",
     metric: str | Metric | None = None,
@@ -70,6 +72,8 @@ def compress(
         weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
         example: one batch of inputs, needed where neither data nor the file tell the shape.
         methods: ``"auto"`` for all, names, or names by layer kind: ``{"linear": ["svd"], "conv": ["cp"]}``.
+        settings: of methods, by name: ``{"svd": {"ranks": "vbmf", "multiple": 8}}``. Where ranks are not chosen by the
+            price and no budget is given, every layer takes its rank if that makes it smaller.
         target: the kind of file the budget binds, or several, the first of which it binds: ``"archive"`` (integers,
             entropy-coded; `smidgen.unpack` gives back the ONNX file), ``"onnx"`` (floats), ``"onnx-w8"`` or
             ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear).
@@ -99,7 +103,8 @@ def compress(
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     budget = budget or Budget()
     _check_budget(budget, task)
-    options, chosen = candidates(task, methods, progress, target=targets[0], rounding=rounding)
+    options, chosen = candidates(task, methods, progress, settings, targets[0], rounding)
+    check_ranks(options, chosen)
     with Threads(task.threads):
         guard = guards(budget, targets[0]) if guard is None else guard
         if guard or budget.timed:
@@ -177,6 +182,8 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
     def plan_at(price: float, price_ms: float = 0.0) -> Plan:
         return replace(allocate(options, price, chosen, price_ms), **work.circumstances)
 
+    if budget.kind == "default" and ranks_chosen(chosen):
+        return Outcome(work.trial(plan_at(inf)), met=True)
     if budget.timed:
         return _search_time(work, budget, options, lambda price_ms: plan_at(0.0, price_ms))
     middle = price_of_tradeoff(0.5, options) or 1.0
@@ -188,6 +195,21 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
         return search_size(plan_at, work.trial, limit, middle, spend=lambda plan, spare: spend(options, plan, spare))
     points = DEFAULT_POINTS if budget.points is None else budget.points
     return search_drop(plan_at, work.trial, points, middle)
+
+
+def ranks_chosen(chosen: Mapping[str, Method | Rounding]) -> list[str]:
+    """The methods whose ranks are not chosen by the price."""
+    return [name for name, method in chosen.items() if getattr(method.settings, "ranks", "price") != "price"]
+
+
+def check_ranks(options: Sequence[Options], chosen: Mapping[str, Method | Rounding]) -> None:
+    """PlanError where the user chose a rank and no layer can take it."""
+    for name in ranks_chosen(chosen):
+        if any(name in option.families for option in options):
+            continue
+        reasons = dict.fromkeys(option.refusals[name] for option in options if name in option.refusals)
+        shown = "; ".join(list(reasons)[:3])
+        raise PlanError(f"compress: no layer takes {chosen[name].settings} of {name}: {shown}")
 
 
 def _search_time(work: Workshop, budget: Budget, options: list[Options], plan_at: PlanAt) -> Outcome:

@@ -16,7 +16,7 @@ from smidgen.budget import Budget, format_size
 from smidgen.calibrate.answers import outputs_of, true_loss
 from smidgen.calibrate.curvature import collect
 from smidgen.calibrate.norms import curvature_of
-from smidgen.data import Dataset, Roles
+from smidgen.data import Dataset
 from smidgen.errors import VerificationError
 from smidgen.export.onnx import write
 from smidgen.forms import WIDTHS, Dense, macs
@@ -40,7 +40,7 @@ from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
 from smidgen.site import Curvature, untouched
 
 REFIT_INPUTS = 512  # calibration inputs that a refit uses at most
-PROBE_INPUTS = 512  # … and a probe of the true loss
+PROBE_INPUTS = 512  # selection inputs that a probe of the true loss uses at most
 PROBE_MACS = 4e11  # most multiplications of all probes: some ten seconds on a small machine
 LEAST_PROBED = 16  # inputs; a mean of fewer says little
 KEPT_NBYTES = 128 << 20  # most memory for either
@@ -81,7 +81,9 @@ def candidates(
         options = gather(sites, curvatures, asked, allowed=allowed, device=task.device, seed=task.seed, tick=tick)
         options = [_rounded(o, curvatures.get(o.site.name, weights_only(o.site)), how, target) for o in options]
         if task.roles is not None:
-            inputs, tick = _kept_batches(task.roles, _probe_inputs(options)), _ticks(progress, "probe", len(sites))
+            # Not the inputs that the forms were fitted to: on those an overfitted layer looks free.
+            inputs = _kept_batches(task.roles.selection, _probe_inputs(options))
+            tick = _ticks(progress, "probe", len(sites))
             options = probe(task.prepared.module, options, inputs, device=task.device, tick=tick)
             release()
     return options, chosen
@@ -141,7 +143,7 @@ class Workshop:
             sites = [o.site for o in options if o.site.refusal is None]
             module = task.prepared.module
             self.known = references(
-                module, sites, _kept_batches(task.roles, REFIT_INPUTS), device=task.device, seed=task.seed
+                module, sites, _kept_batches(task.roles.calibration, REFIT_INPUTS), device=task.device, seed=task.seed
             )
             release()
         self.count = 0
@@ -338,11 +340,11 @@ def _probe_inputs(options: list[Options]) -> int:
     return int(np.clip(PROBE_MACS / max(1, each * passes), LEAST_PROBED, PROBE_INPUTS))
 
 
-def _kept_batches(roles: Roles, most: int) -> list[np.ndarray]:
-    """Calibration inputs that stay in memory: at most so many, and at most `KEPT_NBYTES`."""
-    each = int(np.prod(roles.calibration.shape)) * 4
-    count = min(len(roles.calibration), most, max(16, KEPT_NBYTES // each))
-    return list(roles.calibration.array(0, count).batches())
+def _kept_batches(inputs: Dataset, most: int) -> list[np.ndarray]:
+    """Inputs that stay in memory: at most so many, and at most `KEPT_NBYTES`."""
+    each = int(np.prod(inputs.shape)) * 4
+    count = min(len(inputs), most, max(16, KEPT_NBYTES // each))
+    return list(inputs.array(0, count).batches())
 
 
 def _ticks(progress: Progress, stage: str, total: int) -> Callable[[str], None]:

@@ -70,7 +70,8 @@ class Metric:
         if rows is not None:
             if len(rows) > 1:
                 raise Refusal("rounding: a grouped layer this wide has no whole second moment")
-            return [factorise_rows(rows[0], damp=DAMP)]
+            diagonal = self.inputs.diagonal
+            return [factorise_rows(rows[0], None if diagonal is None else diagonal[0], damp=DAMP)]
         raise Refusal("rounding: no second moment")
 
 

@@ -15,7 +15,7 @@ from smidgen.errors import LoadError
 from smidgen.model.sites import find_sites
 
 # No shrinkage of G, every position, whole A: what the formulas say, nothing else.
-PLAIN = Settings(shrink=0.0, positions=10**6)
+PLAIN = Settings(shrink=0.0, shrink_inputs=False, positions=10**6)
 
 
 def inputs(*shape, seed=0, scale=1.0):
@@ -170,7 +170,7 @@ def test_spread_over_positions_the_prediction_still_holds():
 def test_fewer_positions_are_unbiased():
     model, x = convnet(), inputs(60, 2, 11, 11)
     full, sites = measure(model, x)["0"].inputs.matrix, find_sites(model, torch.from_numpy(x[:1]))
-    few = Settings(positions=12, draws=1)
+    few = Settings(positions=12, draws=1, shrink_inputs=False)
     parts = [collect(model, sites, np.split(x, 20), settings=few, seed=seed)["0"].inputs.matrix for seed in range(16)]
     single = np.mean([float((part - full).norm() / full.norm()) for part in parts])
     error = float((torch.stack(parts).mean(0) - full).norm() / full.norm())
@@ -178,10 +178,46 @@ def test_fewer_positions_are_unbiased():
     assert float(torch.stack(parts).mean(0)[0].trace() / full[0].trace()) == pytest.approx(1, abs=0.02)
 
 
+def linear_moment(count, width, seed, **settings):
+    """A of a dense layer on correlated inputs, and what infinitely many samples would give."""
+    mix = np.random.default_rng(0).normal(size=(width, width)) * np.geomspace(1.0, 0.05, width)[:, None]
+    x = np.random.default_rng(seed).normal(size=(count, width)) @ mix
+    model = seeded(lambda: nn.Sequential(nn.Linear(width, 3)))
+    found = measure(model, x.astype("f4"), Settings(draws=1, **settings))["0"].inputs
+    return found, torch.from_numpy(mix.T @ mix).float()
+
+
+@pytest.mark.parametrize("count", [12, 40, 200])
+def test_shrinking_brings_a_nearer_to_that_of_all_inputs(count):
+    errors = []
+    for seed in range(1, 6):
+        (kept, truth), (plain, _) = (linear_moment(count, 60, seed, shrink_inputs=on) for on in (True, False))
+        assert torch.allclose(kept.matrix[0].diagonal(), plain.matrix[0].diagonal(), rtol=1e-4)
+        errors.append([float((each.matrix[0] - truth).norm()) for each in (kept, plain)])
+    shrunk, plain = np.mean(errors, axis=0)
+    assert shrunk < plain * (0.9 if count < 60 else 1.0)
+
+
+def test_many_samples_hardly_shrink_and_one_leaves_the_diagonal():
+    (kept, _), (plain, _) = (linear_moment(20000, 12, 1, shrink_inputs=on) for on in (True, False))
+    assert torch.allclose(kept.matrix, plain.matrix, atol=0.01 * float(plain.matrix.abs().max()))
+    one, _ = linear_moment(1, 12, 1)
+    assert torch.equal(one.matrix[0], torch.diag(one.matrix[0].diagonal()))
+
+
+def test_rows_are_shrunk_as_the_whole_moment_is():
+    (whole, _), (rows, _) = (linear_moment(20, 60, 1, widest=n, rows=30) for n in (100, 8))
+    assert rows.matrix is None
+    again = rows.rows.mT @ rows.rows + torch.diag_embed(rows.diagonal)
+    assert torch.allclose(again, whole.matrix, rtol=1e-3, atol=1e-4 * float(whole.matrix.abs().max()))
+    left = torch.randn(1, 4, 60, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(rows.between(left, left), whole.between(left, left), rtol=1e-3)
+
+
 def test_a_sketch_is_exact_while_its_rows_suffice():
     model, x = convnet(), inputs(5, 2, 11, 11)
     whole = measure(model, x)["5"].inputs.matrix
-    sketch = measure(model, x, Settings(widest=8, rows=6, positions=10**6))["5"].inputs
+    sketch = measure(model, x, Settings(widest=8, rows=6, positions=10**6, shrink_inputs=False))["5"].inputs
     assert sketch.matrix is None
     assert sketch.rows.shape == (1, 6, 64)
     assert torch.allclose(sketch.rows.mT @ sketch.rows, whole, rtol=1e-4, atol=1e-5)
@@ -192,7 +228,7 @@ def test_a_sketch_is_unbiased():
     whole = measure(model, x)["5"].inputs.matrix[0]
     total, single = torch.zeros_like(whole), []
     for seed in range(60):
-        rows = measure(model, x, Settings(widest=8, rows=12, draws=1), seed)["5"].inputs.rows[0]
+        rows = measure(model, x, Settings(widest=8, rows=12, draws=1, shrink_inputs=False), seed)["5"].inputs.rows[0]
         total += rows.T @ rows / 60
         single.append(float((rows.T @ rows - whole).norm() / whole.norm()))
     error = float((total - whole).norm() / whole.norm())
