@@ -124,14 +124,15 @@ def print_layers(record: dict[str, Any]) -> None:
         table.add_column(header, justify="left" if header in ("kind", "shape") else "right")
     for name in methods:
         table.add_column(f"{name} saves", overflow="fold")
+    reasons: dict[str, int] = {}
     for layer in record["layers"]:
-        table.add_row(*(Text(cell) for cell in _cells(layer, methods)))
+        table.add_row(*(Text(cell) for cell in _cells(layer, methods, reasons)))
     console.print(table)
-    for line in _footnotes(record):
+    for line in (*_footnotes(record), *(f"[{number}] {reason}" for reason, number in reasons.items())):
         console.print(Text(line))
 
 
-def _cells(layer: dict[str, Any], methods: Sequence[str]) -> list[str]:
+def _cells(layer: dict[str, Any], methods: Sequence[str], reasons: dict[str, int]) -> list[str]:
     return [
         layer["name"],
         layer["kind"],
@@ -139,15 +140,16 @@ def _cells(layer: dict[str, Any], methods: Sequence[str]) -> list[str]:
         wording.count(layer["params"]),
         wording.count(layer["macs"]),
         f"{100 * layer['share']:.1f} %",
-        *(_saving_cell(layer, name) for name in methods),
+        *(_saving_cell(layer, name, reasons) for name in methods),
     ]
 
 
-def _saving_cell(layer: dict[str, Any], method: str) -> str:
+def _saving_cell(layer: dict[str, Any], method: str, reasons: dict[str, int]) -> str:
+    """What a method saves, or the number of the reason why not; new reasons are added to those there."""
     if layer["reason"] is not None:
-        return f"left alone: {layer['reason']}"
+        return f"left alone [{reasons.setdefault(layer['reason'], len(reasons) + 1)}]"
     if method in layer["refusals"]:
-        return f"no: {layer['refusals'][method].removeprefix(method + ': ')}"
+        return f"no [{reasons.setdefault(layer['refusals'][method], len(reasons) + 1)}]"
     saving = layer["savings"].get(method)
     if saving is None:
         return wording.MISSING
