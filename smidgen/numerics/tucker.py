@@ -4,8 +4,8 @@
 
 Kim et al., "Compression of deep convolutional neural networks for fast and low power mobile applications",
 arXiv:1511.06530. Without A (G alone is a change of basis) it is HOSVD, then HOOI: the leading left vectors of one
-channel unfolding, projected on the other's, in turn. With A, which mixes channels and taps, HOOI runs under the nearest
-product of a share of A on the channels and one on the taps; from there, or from the plain one if that is lower, sweeps
+channel unfolding, projected on the other's, in turn. With A, which mixes channels and taps, HOOI runs under a product
+of a share of A on the channels and one on the taps; from there, or from the plain one if that is lower, sweeps
 in (1) itself: O and C together in closed form, and I by conjugate gradients (`multilinear`).
 
 Differs from the paper: it fits in the plain norm and fine-tunes afterwards; arXiv:2511.04494 fits Tucker-2 under A by
