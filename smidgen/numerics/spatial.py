@@ -4,8 +4,8 @@
 
 Jaderberg, Vedaldi and Zisserman, "Speeding up convolutional neural networks with low rank expansions", arXiv:1405.3866,
 scheme 2. In the plain norm it is the SVD of the (s,y) × (t,x) matrix; with G alone, the SVD of it after G^½. A mixes x
-with (s,y), so there is no closed form with it: the start is the SVD under the nearest product of a share of A on (s,y)
-and one on x, or the plain one if that is lower; then U in closed form and V by conjugate gradients take turns
+with (s,y), so there is no closed form with it: the start is the SVD under a product of a share of A on (s,y) and one
+on x, or the plain one if that is lower; then U in closed form and V by conjugate gradients take turns
 (`multilinear`).
 
 Differs from the paper: its filters come from gradient descent or from reconstruction of responses; here from (1), with
