@@ -1,13 +1,15 @@
 """Canonical polyadic decomposition: one convolution as four thin ones (Lebedev et al. 2015, arXiv:1412.6553).
 
-    W[t, s, y, x] ≈ Σ_r T[t, r] · S[s, r] · Y[y, r] · X[x, r]
+    W[t, s, y, x] ≈ Σ_r T[t, r] · S[s, r] · Y[y, r] · X[x, r],    minimise ½ tr(G ΔW A ΔWᵀ) + ρ Σ_r ‖Ŵ_r‖²
 
 The four layers are 1x1, d x 1 depthwise, 1 x d depthwise and 1x1: R·(C_in + 2d + C_out) weights for rank R. Factors
-come from regularised alternating least squares; with calibration the output factor is then refitted in the input
-metric, ``T = W A Zᵀ (Z A Zᵀ)⁻¹`` with Z the other three multiplied out. Fits whose terms cancel (the degeneracy that
-Phan et al. 2020, arXiv:2008.05441, describe) are dropped.
+come from regularised alternating least squares; with calibration all of them are then swept in the full metric
+(`smidgen.numerics.cp_metric`). Terms of a fit may grow and cancel each other, which no later rounding survives (Phan et
+al. 2020, arXiv:2008.05441): the ridge ρ holds them down, a fit that degenerates all the same is corrected at hardly
+more error, and one that stays so is dropped.
 
-Differs from the paper: no fine-tuning afterwards, ridge and norm balancing instead of non-linear least squares.
+Differs from the papers: no fine-tuning afterwards, alternating instead of non-linear least squares; the correction
+brings down Σ‖Ŵ_r‖² instead of the sensitivity.
 """
 
 from __future__ import annotations
@@ -22,10 +24,14 @@ from torch import Tensor
 from smidgen.errors import Refusal
 from smidgen.forms import CP, Form
 from smidgen.methods import Family, falling
-from smidgen.methods._kernels import leaf
+from smidgen.methods._kernels import Kernels, leaf, residual_loss
 from smidgen.methods._ranks import RankSettings
-from smidgen.numerics.cp import CPFactors, cp_curve, cp_ranks_by_error, exact_rank, refit_out
+from smidgen.numerics.cp import CPFactors, cp_full, cp_ranks_by_error, exact_rank
+from smidgen.numerics.cp_correction import cp_corrected
+from smidgen.numerics.cp_metric import CPMetricFit, cp_metric_curve
 from smidgen.site import Curvature, Site
+
+CORRECTED = 1.02  # largest error after a correction, in those before it
 
 
 @dataclass(frozen=True)
@@ -36,15 +42,21 @@ class Settings(RankSettings):
         points: number of ranks tried, spaced evenly in the logarithm.
         iterations: sweeps of alternating least squares at each rank.
         max_share: largest rank offered, as a share of the dense layer's weights.
+        sweeps: over all factors in the full metric, at each rank.
+        damp: added to the diagonals of A and G, as a share of their means.
     """
 
     points: int = 10
     iterations: int = 30
     max_share: float = 0.7
+    sweeps: int = 4
+    damp: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole = all(type(value) is int for value in (self.points, self.iterations))
+        if self.sweeps < 0 or not self.damp >= 0:
+            raise ValueError(f"sweeps={self.sweeps!r} and damp={self.damp!r} must be at least 0")
         if not whole or not 1 <= self.points <= 1000 or self.iterations < 1 or not 0 < self.max_share <= 1:
             raise ValueError(
                 f"points={self.points!r} must be a whole number from 1 to 1000, iterations={self.iterations!r} one "
@@ -83,24 +95,24 @@ class Cp:
         Raises:
             Refusal: for a layer that is no ungrouped convolution with a window, or that every rank would grow.
         """
-        weight = torch.as_tensor(site.weight, dtype=torch.float32, device=device)
-        ranks = self._ranks(site, weight)
-        fits = cp_curve(weight, ranks, seed=seed, iterations=self.settings.iterations)
-        forms, losses, kept = [], [], []
-        for rank, fit in zip(ranks, fits, strict=True):
-            if fit.degenerate:
-                continue
-            factors, loss = _in_metric(weight, fit.factors, curvature)
-            kept.append(rank)
-            forms.append(_form(factors))
-            losses.append(loss)
-        if not kept:
+        ranks = self._ranks(site)
+        (weight, a, g), *_ = Kernels.of(self.name, site, curvature, device).each(self.settings.damp)
+        fits = cp_metric_curve(
+            weight, ranks, inputs=a, outputs=g, seed=seed, iterations=self.settings.iterations,
+            sweeps=self.settings.sweeps,
+        )  # fmt: skip
+        sound = {
+            rank: fit for rank, found in zip(ranks, fits, strict=True) if (fit := _sound(weight, found)) is not None
+        }
+        if not sound:
             raise Refusal("cp: every fit degenerated into cancelling terms")
+        forms = [_form(factors) for factors in sound.values()]
+        losses = [residual_loss(site, curvature, form) for form in forms]
         best = _best_so_far(losses)
-        table = {rank: forms[i] for rank, i in zip(kept, best, strict=True)}
-        return Family(self.name, tuple(kept), tuple(falling(losses).tolist()), table.__getitem__, table.__getitem__)
+        table = {rank: forms[i] for rank, i in zip(sound, best, strict=True)}
+        return Family(self.name, tuple(sound), tuple(falling(losses).tolist()), table.__getitem__, table.__getitem__)
 
-    def _ranks(self, site: Site, weight: Tensor) -> list[int]:
+    def _ranks(self, site: Site) -> list[int]:
         g = site.geometry
         if g.kind != "conv":
             raise Refusal("cp: only convolutions have the four-factor form")
@@ -113,8 +125,8 @@ class Cp:
         if most < 1:
             raise Refusal(f"cp: every rank would grow this layer ({site.weight.size} weights)")
         picked = self.settings.picked(
-            self.name, most, there=exact_rank(weight.shape), energy=lambda share: self._by_energy(weight, share, most),
-            vbmf=None,
+            self.name, most, there=exact_rank(site.weight.shape), vbmf=None,
+            energy=lambda share: self._by_energy(torch.as_tensor(site.weight), share, most),
         )  # fmt: skip
         return list(self.settings.grid(most, self.settings.points)) if picked is None else [picked]
 
@@ -128,16 +140,15 @@ class Cp:
         return found.fit.factors.rank if found.reached else most + 1
 
 
-def _in_metric(weight: Tensor, factors: CPFactors, curvature: Curvature) -> tuple[CPFactors, float]:
-    """Refit the output factor under A, and price the residual with the curvature."""
-    basis = factors.inp.T  # [rank, inp], then one kernel axis after another
-    for axis in factors.kernel:
-        basis = (basis[:, :, None] * axis.T[:, None, :]).flatten(1)
-    rows = weight.flatten(1)
-    if curvature.inputs.matrix is not None:
-        factors = replace(factors, out=refit_out(rows, basis, curvature.inputs.matrix[0].to(rows)))
-    residual = (rows - factors.out @ basis)[None].to(torch.float64)
-    return factors, curvature.loss(residual)
+def _sound(weight: Tensor, fit: CPMetricFit) -> CPFactors | None:
+    """The fit; with its terms brought down where they cancel, None where they still do."""
+    if not fit.degenerate:
+        return fit.factors
+    bound = CORRECTED * float((weight - cp_full(fit.factors)).norm() / weight.norm())
+    if not bound < 1:
+        return None
+    corrected = cp_corrected(weight, fit.factors, bound)
+    return None if corrected.degenerate else corrected.factors
 
 
 def _best_so_far(losses: list[float]) -> list[int]:
