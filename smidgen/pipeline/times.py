@@ -22,9 +22,9 @@ from smidgen.pipeline.task import Progress
 from smidgen.planning.candidates import Options
 
 BLOCK = 16  # channels that x86 with AVX-512 computes at once; what other machines take divides it
-GRID, LEAST_GRID = 10, 3  # forms of one method that are timed at a layer, at most and where the layer is slow
+GRID, LEAST_GRID = 16, 3  # forms of one method that are timed at a layer, at most and where the layer is slow
 SECONDS = 15.0  # for all layers of a network, about …
-LAYER_SECONDS = 0.6  # … and for one of them
+LAYER_SECONDS = 1.0  # … and for one of them
 ROUNDS = 5  # calls of each form that are waited for where a layer is slow
 LARGEST_NBYTES = 512 << 20  # of a layer that is timed; a file of more than 2 GB no ONNX reader takes
 
@@ -118,14 +118,15 @@ def _timed(
 
 
 def _grid(forms: Mapping[Name, _Chain], most: int) -> list[Name]:
-    """Forms of one method to time: the widest, and one in each of some equal steps of the logarithm of its size.
+    """Forms of one method to time: the widest, and one in each of some equal steps of the root of its size.
 
     >>> forms = {("svd", r): _Chain((), (r,), 100 * r) for r in range(1, 60)}
     >>> [rank for _, rank in _grid(forms, 10)]
-    [1, 2, 3, 4, 6, 8, 16, 24, 32, 48, 59]
+    [2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 59]
     """
-    macs = np.log([max(1, chain.macs) for chain in forms.values()])
-    step = np.floor((macs - macs.min()) / max(1e-9, float(np.ptp(macs))) * most * (1 - 1e-9))
+    # Equal steps of the ranks would be too wide for the small ones, of their logarithms for the large ones.
+    roots = np.sqrt([chain.macs for chain in forms.values()])
+    step = np.floor((roots - roots.min()) / max(1e-9, float(np.ptp(roots))) * most * (1 - 1e-9))
     picked: dict[int, Name] = {}
     for name, place in sorted(zip(forms, step.astype(int).tolist(), strict=True), key=lambda p: forms[p[0]].macs):
         if place not in picked or _filled(forms[name]) >= _filled(forms[picked[place]]):

@@ -10,7 +10,7 @@ from smidgen.planning.search import Outcome, PlanAt, Realise, Trial, cheapest
 
 # Files are aimed a little below the limit: a file measured again differs by about so much on a machine with neighbours.
 SPARE = 0.02
-NEAR = 0.06  # of the limit left over is near enough: one more file would be within what the clock tells apart
+NEAR = 0.04  # of the limit left over is near enough: one more file would be within what the clock tells apart
 
 
 def search_time(
