@@ -50,10 +50,8 @@ class Metric:
         if self.outputs is None:
             return torch.full((groups, out), self.scale, dtype=torch.float64)
         g = self.scale * self.outputs.double().diagonal(dim1=1, dim2=2)
-        mean = g.mean(1, keepdim=True)
-        # Groups that no gradient ever reached still keep their order of magnitude.
-        mean = torch.where(mean > 0, mean, mean.mean().clamp_min(torch.finfo(torch.float64).tiny))
-        return (1 - ROW_SHRINK) * g + ROW_SHRINK * mean
+        # Of all groups: one that no gradient ever reached (MobileNetV2 has such a channel) must keep a finite step.
+        return (1 - ROW_SHRINK) * g + ROW_SHRINK * g.mean().clamp_min(torch.finfo(torch.float64).tiny)
 
     def through(self, u: Float[Tensor, "groups out rank"]) -> Float[Tensor, "groups rank"]:
         """The diagonal of UᵀGU."""

@@ -57,7 +57,8 @@ def test_the_ladder_falls_in_bytes_as_it_rises_in_loss(geometry, data):
     assert (np.diff(option.sizes) < 0).all()
     assert (np.diff(option.losses) > 0).all()
     assert all(label.step is not None for label in option.labels[1:])
-    assert option.losses[-1] <= 1.2 * option.worth  # the coarsest is hardly worse than no layer at all
+    # The coarsest is hardly worse than no layer at all, though rows count by shares shrunk toward their mean.
+    assert option.losses[-1] <= 1.5 * option.worth
 
 
 @pytest.mark.parametrize("geometry", [LINEAR, CONV, GROUPED, DEPTHWISE], ids=["linear", "conv", "grouped", "depthwise"])
@@ -191,3 +192,10 @@ def test_rounding_aims_at_the_originals_outputs_on_the_inputs_it_gets():
     answer = shifted @ torch.from_numpy(dense(stored.form)).T + torch.from_numpy(np.asarray(stored.bias))
     untouched = shifted @ torch.from_numpy(one.weight).T + torch.from_numpy(np.asarray(one.bias))
     assert float((answer - y).square().mean()) < 0.01 * float((untouched - y).square().mean())
+
+
+def test_a_channel_that_no_gradient_reached_is_rounded_too():
+    g = torch.full((6, 1, 1), 2.0)
+    g[3] = 1e-39  # what shrinking leaves of a zero in float32
+    rows = Metric(Moment(), g).rows(6, 1)
+    assert float(rows.min()) > 0.4 * float(rows.max())
