@@ -65,7 +65,7 @@ def place(model: nn.Module, site: Site, stored: Stored) -> None:
             if bias is not None:
                 layer.bias.copy_(torch.from_numpy(bias))
         layers.append(layer.to(like.device, like.dtype).train(old.training))
-    _set(model, site.name, layers[0] if len(layers) == 1 else nn.Sequential(*layers))
+    put(model, site.name, layers[0] if len(layers) == 1 else nn.Sequential(*layers))
 
 
 def build_layer(g: Geometry, bias: bool) -> Any:
@@ -79,7 +79,8 @@ def build_layer(g: Geometry, bias: bool) -> Any:
     return _CONV[len(g.kernel)](g.in_channels, g.out_channels, g.kernel, **window)
 
 
-def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Set a submodule by its dotted name, in place."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
 
@@ -143,7 +144,7 @@ def rebuild_network(model: nn.Module, path: Path) -> nn.Module:
             geometries = [_checked(entry, tensors[key]) for entry, key in zip(chain, keys, strict=True)]
             layers = [build_layer(g, biased[name] and i == last) for i, g in enumerate(geometries)]
             result.get_submodule(name)
-            _set(result, name, layers[0] if last == 0 else nn.Sequential(*layers))
+            put(result, name, layers[0] if last == 0 else nn.Sequential(*layers))
         _unfold(result, json.loads(header["identities"]), tensors)
         result.load_state_dict(tensors)
     except LoadError:
@@ -158,7 +159,7 @@ def _unfold(model: nn.Module, identities: list[str], tensors: Mapping[str, torch
     """Take out the BatchNorms that were folded, and give the layers before them the bias they got."""
     for name in identities:
         model.get_submodule(name)
-        _set(model, name, nn.Identity())
+        put(model, name, nn.Identity())
     for name, module in model.named_modules():
         added = tensors.get(f"{name}.bias")
         if added is not None and "bias" in module._parameters and module._parameters["bias"] is None:

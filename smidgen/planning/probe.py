@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import nn
 
 from smidgen.calibrate.answers import outputs_of, true_loss
 from smidgen.forms import Form
-from smidgen.model.replace import place
+from smidgen.model.replace import place, put
+from smidgen.model.replay import Replay
 from smidgen.planning.candidates import Options
 from smidgen.site import Site, Stored
 
@@ -43,19 +43,15 @@ def probe(
         device: where the model lies.
         tick: called with each site's name when it is done.
     """
-    with torch.no_grad():
-        inputs = [torch.from_numpy(batch).to(device) for batch in batches]
-        reference = [outputs_of(model(x)) for x in inputs]
-        result = []
-        for option in options:
-            points = []
-            for chosen in _probed(option):
-                changed = copy.deepcopy(model)
-                place(changed, option.site, Stored(option.form(*option.labels[chosen]), option.site.bias))
-                true = true_loss(reference, [outputs_of(changed(x)) for x in inputs])
-                points.append((float(option.losses[chosen]), max(true, LEAST)))
-            result.append(_rescaled(option, points) if points else option)
-            tick(option.site.name)
+    alone = _Alone(model, [option.site.name for option in options], batches, device)
+    result = []
+    for option in options:
+        points = []
+        for chosen in _probed(option):
+            true = alone.loss(option.site, option.form(*option.labels[chosen]))
+            points.append((float(option.losses[chosen]), max(true, LEAST)))
+        result.append(_rescaled(option, points) if points else option)
+        tick(option.site.name)
     return result
 
 
@@ -70,19 +66,38 @@ def losses_alone(
 
     Args:
         model: the original, in evaluation mode; not changed.
-        forms: site and form by the site's name.
+        forms: site and form by the site's name, in running order.
         batches: unlabelled inputs.
         device: where the model lies.
     """
-    with torch.no_grad():
-        inputs = [torch.from_numpy(batch).to(device) for batch in batches]
-        reference = [outputs_of(model(x)) for x in inputs]
-        result = {}
-        for name, (site, form) in forms.items():
-            changed = copy.deepcopy(model)
-            place(changed, site, Stored(form, site.bias))
-            result[name] = true_loss(reference, [outputs_of(changed(x)) for x in inputs])
-    return result
+    alone = _Alone(model, list(forms), batches, device)
+    return {name: alone.loss(site, form) for name, (site, form) in forms.items()}
+
+
+class _Alone:
+    """What one changed layer costs with all others as they were.
+
+    Args:
+        model: the original; not changed.
+        names: of the layers, in the order in which they will be asked for.
+        batches: the inputs.
+        device: where the model lies.
+    """
+
+    def __init__(self, model: nn.Module, names: list[str], batches: Sequence[np.ndarray], device: str) -> None:
+        self.replay = Replay(copy.deepcopy(model), batches, device=device)
+        self.reference = [outputs_of(y) for y in self.replay.run(names)]
+        self.names = names
+
+    def loss(self, site: Site, form: Form) -> float:
+        """The true loss with one layer in this form."""
+        model, later = self.replay.model, self.names[self.names.index(site.name) :]
+        before = model.get_submodule(site.name)
+        place(model, site, Stored(form, site.bias))
+        try:
+            return true_loss(self.reference, [outputs_of(y) for y in self.replay.run(later)])
+        finally:
+            put(model, site.name, before)
 
 
 def _probed(option: Options) -> list[int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from smidgen.calibrate.columns import choose_positions, input_rows, output_rows
 from smidgen.forms import Geometry, stages
 from smidgen.model.replace import place
+from smidgen.model.replay import Enough, Replay
 from smidgen.planning.candidates import Options
 from smidgen.planning.plan import Choice, Plan
 from smidgen.planning.precision import Precision
@@ -78,10 +79,6 @@ Refit = Literal["weights", "biases", "nothing"]
 REFITS: tuple[Refit, ...] = get_args(Refit)
 
 
-class _Enough(Exception):
-    """Ends a forward pass once the last wanted layer has run."""
-
-
 def references(
     model: nn.Module, sites: Sequence[Site], batches: Sequence[np.ndarray], *, device: str = "cpu", seed: int = 0
 ) -> References:
@@ -109,7 +106,8 @@ def references(
         return hook
 
     handles = [model.get_submodule(site.name).register_forward_hook(keep(site)) for site in sites]
-    _run(model, batches, handles, device)
+    with _removing(handles):
+        Replay(model, batches, device=device).run(())
     return References(batches, rows, positions)
 
 
@@ -137,16 +135,19 @@ def realise(
     smaller = copy.deepcopy(model)
     jobs = _jobs(options, plan, known, refit)
     stored = {o.site.name: untouched(o.site) for o in options}
+    replay = None if known is None else Replay(smaller, known.batches, device=device)
+    changing = {job.site.name for job in jobs}
     for block in _blocks(jobs, ROUNDING_PASSES if any(job.whole for job in jobs) else PASSES):
         for job in block:
             stored[job.site.name] = job.start()
             place(smaller, job.site, stored[job.site.name])
         moved = [job for job in block if job.refitted]
-        if known is not None and moved:
-            stored.update(_refit(smaller, moved, stored, known, device))
+        if replay is not None and known is not None and moved:
+            stored.update(_refit(replay, changing, moved, stored, known))
             for job in moved:
                 place(smaller, job.site, stored[job.site.name])
         for job in block:
+            changing.discard(job.site.name)
             tick(job.site.name)
     return Realised(smaller, stored, frozenset(job.site.name for job in jobs if job.refitted))
 
@@ -196,18 +197,23 @@ def _jobs(options: Sequence[Options], plan: Plan, known: References | None, refi
         fixed = choice.rounded and refit != "weights"
         determined = known is not None and not fixed and _well_determined(option.site, known)
         if choice.changed or (result and determined):
-            refitted = known is not None and option.site.name in known.rows and not (fixed and refit == "nothing")
-            result.append(_Job(option, choice, refitted, determined))
+            possible = known is not None and _has_rows(option.site, known)
+            result.append(_Job(option, choice, possible and not (fixed and refit == "nothing"), determined))
     return result
 
 
 def _well_determined(site: Site, known: References) -> bool:
     """Whether a dense layer's refit rests on many more rows than it has columns."""
     g = site.geometry
-    if site.name not in known.rows or g.kind == "conv_transpose":
+    if not _has_rows(site, known):
         return False
     rows = sum(batch.shape[1] for batch in known.rows[site.name])
     return g.columns <= MOST_COLUMNS and rows >= ROWS_PER_COLUMN * g.columns
+
+
+def _has_rows(site: Site, known: References) -> bool:
+    """Whether each row of a site's outputs comes from one row of its inputs; windows of a transposed one overlap."""
+    return site.name in known.rows and site.geometry.kind != "conv_transpose"
 
 
 def _blocks(jobs: list[_Job], passes: int) -> list[list[_Job]]:
@@ -217,7 +223,7 @@ def _blocks(jobs: list[_Job], passes: int) -> list[list[_Job]]:
 
 
 def _refit(
-    smaller: nn.Module, block: list[_Job], stored: Mapping[str, Stored], known: References, device: str
+    replay: Replay, changing: set[str], block: list[_Job], stored: Mapping[str, Stored], known: References
 ) -> dict[str, Stored]:
     """Least squares for the last layer of every site of a block, or for all of it where it is rounded."""
     seen_by = {job.site.name: _seen_by(job, stored[job.site.name]) for job in block}
@@ -233,16 +239,17 @@ def _refit(
             seen[name] += 1
             sums[name].add(y, z)
             if job is block[-1]:
-                raise _Enough
+                raise Enough
 
         return hook
 
     handles = []
     for job in block:
-        layer: Any = smaller.get_submodule(job.site.name)
+        layer: Any = replay.model.get_submodule(job.site.name)
         layer = layer if job.whole or not isinstance(layer, nn.Sequential) else layer[-1]
         handles.append(layer.register_forward_pre_hook(gather(job)))
-    _run(smaller, known.batches, handles, device)
+    with _removing(handles):
+        replay.run(changing)
     return {job.site.name: _solved(job, stored[job.site.name], sums[job.site.name]) for job in block}
 
 
@@ -258,12 +265,10 @@ def _solved(job: _Job, stored: Stored, sums: Moments) -> Stored:
     return rounded(stored, job.precision, step, sums, determined=job.determined, bits=bits)
 
 
-def _run(model: nn.Module, batches: Sequence[np.ndarray], handles: list[Any], device: str) -> None:
+@contextlib.contextmanager
+def _removing(handles: list[Any]) -> Iterator[None]:
     try:
-        with torch.no_grad():
-            for batch in batches:
-                with contextlib.suppress(_Enough):
-                    model(torch.from_numpy(batch).to(device))
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -56,8 +56,8 @@ def test_a_speedup_is_met_as_measured_or_the_record_says_not():
     file, record = result.record["files"]["onnx"], result.record
     assert result.met == (file["speedup"] >= 1.3), "what is reported decides"
     assert result.met or "asked was 1.3 times faster" in record["budget"]["note"]
-    # The convolution is most of the time, and nearly of rank 8: at 64 channels that is an eighth of its work.
-    assert file["macs"] < 0.6 * record["original"]["macs"]
+    # The convolution is most of the time, and nearly of rank 8; which form of it is fastest differs by machine.
+    assert file["macs"] < 0.8 * record["original"]["macs"]
     assert record["predicted"]["latency_ms"] < record["measured"]["latency_ms"] * 3
     assert all(trial["latency_ms"] > 0 and trial["price_ms"] is not None for trial in record["trials"])
     assert result.plan.price_ms > 0

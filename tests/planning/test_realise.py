@@ -152,6 +152,16 @@ def test_grouped_convolutions_are_refitted_group_by_group():
     assert np.linalg.matrix_rank(grouped(dense(refitted.stored["0"].form), 2)[0], tol=1e-4) == 2
 
 
+def test_a_transposed_layer_is_left_as_its_method_made_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 4, 2, 1), nn.Conv2d(6, 4, 3)).eval()
+    sites, options = asked(model)
+    result = realise(model, options, plan_for(options, {"0": ("svd", 2), "2": ("svd", 2)}),
+                     references(model, sites, BATCHES))  # fmt: skip
+    assert result.refitted == {"0", "3"}
+    assert np.array_equal(dense(result.stored["2"].form), dense(options[1].form("svd", 2)))
+
+
 def test_more_layers_than_passes():
     torch.manual_seed(0)
     layers = [layer for _ in range(PASSES + 3) for layer in (nn.Linear(12, 12), nn.Tanh())]
