@@ -14,7 +14,7 @@ from smidgen.forms import Geometry, dense, leaves, macs, nbytes, params
 from smidgen.forms import rank as rank_of
 from smidgen.methods import Family, Method, Rounding, choose_methods, choose_rounding, falling, methods, roundings
 from smidgen.planning.candidates import weights_only
-from smidgen.planning.rounding import metric_of
+from smidgen.planning.metric import metric_of
 from smidgen.site import Curvature, Moment, Site, grouped
 
 

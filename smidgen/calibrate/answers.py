@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 LEAST_PROBABILITY = 1e-9  # of networks that end in a softmax and answer with exact zeros
@@ -44,10 +45,7 @@ def as_logits(scores: Tensor) -> Tensor:
 
 
 def true_loss(reference: Sequence[list[Tensor]], changed: Sequence[list[Tensor]]) -> float:
-    """The loss that the curvature predicts.
-
-    KL(original ‖ changed) in nats a sample for a classifier; for other networks half the squared error of each output
-    over its variance.
+    """The loss that the curvature predicts: the mean of `true_losses`.
 
     Args:
         reference, changed: outputs of each batch.
@@ -56,14 +54,35 @@ def true_loss(reference: Sequence[list[Tensor]], changed: Sequence[list[Tensor]]
     >>> true_loss(x, x)
     0.0
     """
-    total, count = 0.0, 0
-    for before, after in zip(reference, changed, strict=True):
-        count += len(before[0])
-        if is_classifier(before):
-            p, q = (as_logits(scores[0]).double().log_softmax(1) for scores in (before, after))
-            total += float((p.exp() * (p - q)).sum())
-        else:
-            pairs = [(b, a) for b, a in zip(before, after, strict=True) if b.is_floating_point()]
-            for b, a in pairs:
-                total += 0.5 * len(b) * float((a - b).square().mean() / b.var().clamp_min(LEAST_VARIANCE))
-    return total / max(count, 1)
+    losses = true_losses(reference, changed)
+    return float(losses.mean()) if len(losses) else 0.0
+
+
+def true_losses(reference: Sequence[list[Tensor]], changed: Sequence[list[Tensor]]) -> Float[Tensor, " samples"]:
+    """The loss of each sample.
+
+    KL(original ‖ changed) in nats for a classifier; for other networks half the squared error of each output over its
+    variance in the batch.
+
+    Args:
+        reference, changed: outputs of each batch.
+
+    >>> true_losses([[torch.randn(4, 3)]], [[torch.randn(4, 3)]]).shape
+    torch.Size([4])
+    """
+    found = [_batch_losses(before, after) for before, after in zip(reference, changed, strict=True)]
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+
+def _batch_losses(before: list[Tensor], after: list[Tensor]) -> Float[Tensor, " samples"]:
+    if is_classifier(before):
+        p, q = (as_logits(scores[0]).double().log_softmax(1) for scores in (before, after))
+        return (p.exp() * (p - q)).sum(1)
+    samples = len(before[0])
+    total = torch.zeros(samples, dtype=torch.float64, device=before[0].device)
+    for b, a in zip(before, after, strict=True):
+        if b.is_floating_point():
+            share = 0.5 * (a - b).double().square() / b.var().clamp_min(LEAST_VARIANCE)
+            # An output that is not one a sample counts alike for all.
+            total += share.reshape(samples, -1).mean(1) if len(b) == samples else share.mean()
+    return total

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from smidgen.coding import cost_model
 from smidgen.errors import Refusal
-from smidgen.forms import Form, Geometry, LowRank, Quantized, dense
-from smidgen.methods import Rounding
+from smidgen.forms import Form, Geometry, LowRank, Quantized, dense, leaves
+from smidgen.methods import Family, Rounding
 from smidgen.numerics.cancellation import Factor
 from smidgen.planning.candidates import Label, Options
-from smidgen.planning.rounding import Metric, RoundLeaf, fit_left, metric_of, round_form
+from smidgen.planning.metric import Metric, RoundLeaf, fit_left, metric_of
+from smidgen.planning.rounding import round_form
 from smidgen.site import Curvature, Site, grouped
 
 SAMPLE_ROWS = 128  # of a dense layer
@@ -111,15 +112,48 @@ def no_rounding(site: Site, method: Rounding) -> dict[str, str] | None:
 def _entries(option: Options, precision: Precision) -> Iterator[tuple[float, int, Label]]:
     ladder = _ladder(precision)
     yield from _between(ladder, [Label(None, None)], [_dense_rung(precision, step) for step in ladder])
-    family = option.families.get("svd")
-    if family is not None:
-        ranks = [rank for rank in family.ranks if rank <= MOST_RANK] or [family.ranks[0]]
-        form = family.form(ranks[-1])
-        if isinstance(form, LowRank) and form.core is None:
+    for name, family in option.families.items():
+        form = family.form(family.ranks[0])
+        if not isinstance(form, LowRank):
+            yield from _chain_entries(precision, name, family)
+        elif form.core is None:
+            ranks = [rank for rank in family.ranks if rank <= MOST_RANK] or [family.ranks[0]]
             struct = np.array(family.losses[: len(ranks)])
-            labels = [Label("svd", rank) for rank in ranks]
-            rungs = [_low_rank_rung(precision, form, ranks, struct, step) for step in ladder]
+            labels = [Label(name, rank) for rank in ranks]
+            most = family.form(ranks[-1])
+            assert isinstance(most, LowRank)
+            rungs = [_low_rank_rung(precision, most, ranks, struct, step) for step in ladder]
             yield from _between(ladder, labels, rungs)
+
+
+def _chain_entries(precision: Precision, name: str, family: Family) -> Iterator[tuple[float, int, Label]]:
+    """Each rank at three steps, at which rounding costs a quarter of what the rank costs, as much, and four times that.
+
+    At a finer one the bits are worth more in another component, at a coarser one a component more is worth its bits.
+    """
+    g = precision.site.geometry
+    for rank, struct in zip(family.ranks, family.losses, strict=True):
+        form = family.form(rank)
+        count = sum(dense(each).size for each in leaves(form))
+        # An error of variance c²/12 in the metric for each weight, half of which is loss.
+        even = 2.0 ** np.round(np.log2(np.sqrt(24 * max(struct, 1e-12) / count)))
+        steps, rungs = [float(even * k) for k in (0.5, 1.0, 2.0)], []
+        for step in steps:
+            rounded = precision.form(form, step)
+            parts = [each for each in leaves(rounded) if isinstance(each, Quantized)]
+            size = _nbytes(sum(_bits(each).sum() for each in parts), g, [len(each.row) for each in parts])
+            size += LAYER_BYTES * (len(parts) - 1)
+            rungs.append(_Rung(np.array([whole_loss(precision, rounded)]), np.array([size])))
+        yield from _between(steps, [Label(name, rank)], rungs)
+
+
+def whole_loss(precision: Precision, form: Form) -> float:
+    """½ tr(G ΔW A ΔWᵀ) of a form in the place of the weight."""
+    weight, metric = precision.weight, precision.metric
+    change = weight - torch.as_tensor(grouped(dense(form), precision.site.geometry.groups)).to(weight)
+    gram = metric.inputs.between(change, change)
+    shares = torch.eye(weight.shape[1]).to(gram) if metric.outputs is None else metric.outputs.to(gram)
+    return 0.5 * metric.scale * float((gram * shares).sum())
 
 
 def _ladder(precision: Precision) -> list[float]:

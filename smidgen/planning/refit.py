@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from smidgen.forms import Geometry, LowRank, dense, leaves, replace_last
+from smidgen.forms import Dense, Geometry, Quantized, dense, leaves, replace_last
+from smidgen.planning.metric import Metric
 from smidgen.planning.precision import Precision
-from smidgen.planning.rounding import Metric, round_bias, round_form
+from smidgen.planning.rounding import round_bias, round_form
 from smidgen.site import Moment, Stored, grouped
 
 RIDGE = 0.01  # share of the variance of z; keeps a refit on few samples near the calibrated start
@@ -150,7 +151,7 @@ def rounded(
         yz, inner = sums.through(v, intercept=intercept)
         return g.positions * inner, ridge_solve(yz, inner, u)
 
-    if determined or isinstance(form, LowRank):
+    if determined or not isinstance(form, Dense | Quantized):
         form = round_form(form, target, g, metric, precision.leaf(step, bits), refit)
     if not intercept:
         return Stored(form)

@@ -14,10 +14,10 @@ import numpy as np
 
 from smidgen.errors import Refusal
 from smidgen.forms import WIDTHS, LowRank, nbytes
-from smidgen.methods import Rounding
+from smidgen.methods import Family, Rounding
 from smidgen.planning.candidates import Label, Options
-from smidgen.planning.precision import Precision, dense_loss, frontier, low_rank_losses, no_rounding
-from smidgen.planning.rounding import metric_of
+from smidgen.planning.metric import metric_of
+from smidgen.planning.precision import Precision, dense_loss, frontier, low_rank_losses, no_rounding, whole_loss
 from smidgen.site import Curvature
 
 
@@ -50,15 +50,21 @@ def _entries(option: Options, precision: Precision, target: str, bits: int) -> I
     geometry, leaf = option.site.geometry, precision.leaf(None, bits)
     whole = nbytes(option.outline(None, None), geometry, target, bits)
     yield dense_loss(precision, leaf)[0], whole, Label(None, None, None, bits)
-    family = option.families.get("svd")
-    if family is None:
-        return
-    sizes = {rank: nbytes(family.outline(rank), geometry, target, bits) for rank in family.ranks}
-    ranks = [rank for rank in family.ranks if sizes[rank] < whole]
-    form = family.form(ranks[-1]) if ranks else None
-    # One rounding prices every rank: see `smidgen.planning.precision`.
-    if isinstance(form, LowRank) and form.core is None:
-        rounding = low_rank_losses(precision, form, leaf)[0]
-        for rank in ranks:
-            loss = family.losses[family.ranks.index(rank)] + float(rounding[rank - 1])
-            yield loss, sizes[rank], Label("svd", rank, None, bits)
+    for name, family in option.families.items():
+        sizes = {rank: nbytes(family.outline(rank), geometry, target, bits) for rank in family.ranks}
+        ranks = [rank for rank in family.ranks if sizes[rank] < whole]
+        if not ranks:
+            continue
+        form = family.form(ranks[-1])
+        if isinstance(form, LowRank):
+            # One rounding prices every rank: see `smidgen.planning.precision`.
+            rounding = low_rank_losses(precision, form, leaf)[0] if form.core is None else None
+            losses = [] if rounding is None else [_at(family, rank) + float(rounding[rank - 1]) for rank in ranks]
+        else:
+            losses = [whole_loss(precision, precision.form(family.form(rank), None, bits)) for rank in ranks]
+        for rank, loss in zip(ranks, losses, strict=False):
+            yield loss, sizes[rank], Label(name, rank, None, bits)
+
+
+def _at(family: Family, rank: int) -> float:
+    return family.losses[family.ranks.index(rank)]

@@ -19,8 +19,8 @@ from smidgen.measure.cost import onnx_cost
 from smidgen.methods import methods, roundings
 from smidgen.model.load import load_network
 from smidgen.planning.candidates import weights_only
+from smidgen.planning.metric import metric_of
 from smidgen.planning.precision import Precision
-from smidgen.planning.rounding import metric_of
 from smidgen.runtimes.onnxruntime import open_onnx
 from smidgen.site import Stored, untouched
 

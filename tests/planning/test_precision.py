@@ -8,12 +8,13 @@ import torch
 
 from smidgen.calibrate.columns import input_rows
 from smidgen.errors import PlanError, Refusal
-from smidgen.forms import CP, Dense, Geometry, LowRank, Quantized, dense, leaves
+from smidgen.forms import Dense, Geometry, LowRank, Quantized, dense, leaves
 from smidgen.methods import methods, roundings
 from smidgen.planning.candidates import gather
+from smidgen.planning.metric import Metric, metric_of
 from smidgen.planning.precision import Precision, with_precision
 from smidgen.planning.refit import Moments, rounded
-from smidgen.planning.rounding import Metric, metric_of, round_bias, round_form
+from smidgen.planning.rounding import round_bias, round_form
 from smidgen.site import Curvature, Moment, Site, Stored, grouped
 
 GPTQ = roundings()["gptq"]
@@ -123,9 +124,9 @@ def test_the_last_factor_makes_good_what_the_first_lost():
 def test_what_has_no_rounding_says_so():
     one = site(CONV)
     target, metric = torch.from_numpy(grouped(one.weight, 1)).double(), metric_of(one, Curvature())
-    cp = CP(Dense(np.ones((2, 6), "f4")), (Dense(np.ones((2, 3), "f4")),) * 2, Dense(np.ones((10, 2), "f4")))
-    with pytest.raises(Refusal, match="two factors"):
-        round_form(cp, target, CONV, metric, Precision(one, metric, GPTQ).leaf(0.1))
+    v, u, core = (Dense(np.ones(shape, "f4")) for shape in ((2, 6, 3, 3), (10, 2), (2, 2)))
+    with pytest.raises(Refusal, match="factors=2"):
+        round_form(LowRank(v, u, core), target, CONV, metric, Precision(one, metric, GPTQ).leaf(0.1))
     turned = Site("up", Geometry("conv_transpose", 4, 2, (2, 2), (2, 2), (0, 0), (1, 1), 1, (3, 3), (6, 6), (0, 0)),
                   np.ones((4, 2, 2, 2), "f4"))  # fmt: skip
     option = options(turned, Curvature())
