@@ -1,7 +1,8 @@
 """Downsampling earlier, without retraining: what it saves and loses on cats-dogs and on the gender CNN.
 
-Every change alone and the greedy combination, from at most 1,000 unlabelled training inputs: MACs, time of one input in
-turns with the original, peak of live activations, bytes; accuracy and ROC AUC on the test split, scored once, at the end.
+Every change alone and the greedy combination, from at most 1,000 unlabelled training inputs: MACs, time of one input
+in turns with the original, peak of live activations, bytes; accuracy and ROC AUC on the test split, scored once, at the
+end.
 The selection inputs have no labels, so what a combination may lose is counted there in agreement with the original.
 
     python benchmarks/downsampling.py
@@ -80,8 +81,8 @@ def _line(row: Row) -> list[str]:
     return [
         f"{' + '.join(row.changes) or 'original'}{' (chosen)' if row.chosen else ''}", f"{one.macs:,}",
         f"{one.latency_ms:.3f} ms", f"{one.speedup:.2f} ± {one.speedup_error:.2f}×", f"{one.activation_bytes:,}",
-        f"{one.nbytes:,}", f"{one.loss:.4f}", f"{one.points:.1f} ± {one.points_error:.1f}", f"{100 * test['score']:.2f}",
-        f"{test['lost']:.2f} ({test['low']:.2f} to {test['high']:.2f})",
+        f"{one.nbytes:,}", f"{one.loss:.4f}", f"{one.points:.1f} ± {one.points_error:.1f}",
+        f"{100 * test['score']:.2f}", f"{test['lost']:.2f} ({test['low']:.2f} to {test['high']:.2f})",
     ]  # fmt: skip
 
 
@@ -99,9 +100,10 @@ def claims_of(name: str, result: Downsampling, seconds: float) -> list[Claim]:
     return [
         Claim(
             f"{name}: {' + '.join(result.chosen.changes) or 'nothing chosen'}", "",
-            f"MACs {whole.macs:,} → {best.macs:,}, {best.speedup:.2f}× as fast, activations {whole.activation_bytes:,} → "
-            f"{best.activation_bytes:,} bytes, file {whole.nbytes:,} → {best.nbytes:,} bytes, {test['metric']} lost "
-            f"{test['lost']:.2f} points (95 %: {test['low']:.2f} to {test['high']:.2f})",
+            f"MACs {whole.macs:,} → {best.macs:,}, {best.speedup:.2f}× as fast, "
+            f"activations {whole.activation_bytes:,} → {best.activation_bytes:,} bytes, "
+            f"file {whole.nbytes:,} → {best.nbytes:,} bytes, {test['metric']} lost {test['lost']:.2f} points "
+            f"(95 %: {test['low']:.2f} to {test['high']:.2f})",
         ),
         Claim(f"{name}: seconds for all changes, refits and measurements", "", f"{seconds:.0f}"),
     ]  # fmt: skip

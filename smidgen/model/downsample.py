@@ -25,7 +25,7 @@ from torch.fx import Node
 
 from smidgen.errors import Refusal
 from smidgen.model.coarse import coarse_conv, folded_dense, narrow_conv, pooled_conv
-from smidgen.model.graph import FLATTENING, conv_of, everywhere, over_all, pool_of, run_node, run_nodes, stride_of
+from smidgen.model.graph import conv_of, everywhere, flattening, over_all, pool_of, run_node, run_nodes, stride_of
 
 Kind = Literal["resolution", "stride", "pooling"]
 FACTOR = 2  # of a lower resolution; strides and poolings tell their own
@@ -273,9 +273,10 @@ class _Surgery:
             raise Refusal("the network's answer is itself a map")
         elif over_all(self.draft, node):
             return
-        elif node.target in FLATTENING and self.before[node.name].ndim == 2 and not self.change.end:
+        elif flattening(self.draft, node) and self.before[node.name].ndim == 2 and not self.change.end:
             sides = tuple(tuple(v.shape[2:]) for v in (self.before[self._original(small)], self.values[small]))
-            node.target, node.args, node.kwargs = torch.flatten, (small, 1), {}
+            if node.op == "call_function":  # a reshape may name the length
+                node.target, node.args, node.kwargs = torch.flatten, (small, 1), {}
             self.flat[node] = (sides[0], sides[1])
             return
         elif not everywhere(self.draft, node) and pool_of(self.draft, node) is None:

@@ -19,7 +19,7 @@ _EVERYWHERE: frozenset[Any] = frozenset({
 })  # fmt: skip
 _MODULES_EVERYWHERE = (nn.Identity, nn.Dropout, nn.BatchNorm2d, nn.ReLU, nn.ReLU6)
 _OVER_ALL: frozenset[Any] = frozenset({torch.mean, torch.amax})
-FLATTENING: frozenset[Any] = frozenset({torch.flatten, torch.reshape})
+_FLATTENING: frozenset[Any] = frozenset({torch.flatten, torch.reshape})
 _MAX, _AVERAGE = F.max_pool2d, F.avg_pool2d
 
 
@@ -96,6 +96,13 @@ def everywhere(model: fx.GraphModule, node: Node) -> bool:
     return node.target in _EVERYWHERE or (node.target is torch.cat and axis == 1)
 
 
+def flattening(model: fx.GraphModule, node: Node) -> bool:
+    """Whether a node may make a row of a map."""
+    return node.target in _FLATTENING or (
+        node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.Flatten)
+    )
+
+
 def over_all(model: fx.GraphModule, node: Node) -> bool:
     """Whether a node brings any map to one and the same size, such as an average over all places."""
     if node.op == "call_module":
@@ -112,6 +119,14 @@ def stride_of(model: fx.GraphModule, node: Node) -> int:
 
 
 def run_node(model: fx.GraphModule, node: Node, values: dict[Node, Any], x: Tensor) -> Any:
+    """What one node gives.
+
+    Args:
+        model: the network.
+        node: one of its nodes.
+        values: of the nodes it reads.
+        x: the network's input.
+    """
     if node.op == "placeholder":
         return x
     args: Any = fx.map_arg(node.args, values.__getitem__)

@@ -190,7 +190,8 @@ class _Work:
         """
         task, example = self.task, self.task.example[:1]
         model = self.base
-        for change in changes:
+        # A lower resolution may begin at a pooling that another change takes away: it goes first.
+        for change in sorted(changes, key=lambda c: c.kind != "resolution"):
             model = apply_change(model, change, example)
         sites = find_sites(model, example)
         if most_macs is not None and sum(macs(Dense(s.weight), s.geometry) for s in sites) >= most_macs:
