@@ -219,14 +219,15 @@ class _Surgery:
     def _value(self, node: Node, example: Tensor) -> Any:
         try:
             return run_node(self.draft, node, self.values, example)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             reason = str(error).strip().splitlines()[0][:120]
             raise Refusal(f"'{node.name}' cannot run on a smaller map: {reason}") from None
 
     def _begin(self, node: Node, example: Tensor) -> None:
         """A larger stride, or averages over blocks."""
         conv = conv_of(self.draft, node)
-        sides = tuple(self.before[node.name].shape[2:])
+        value = self.before[node.name]
+        sides = tuple(value.shape[2:]) if isinstance(value, Tensor) else ()
         if len(sides) != 2 or min(sides) < max(LEAST_SIDE, 2 * self.factor):
             raise Refusal(f"'{node.name}' has no map of {LEAST_SIDE}×{LEAST_SIDE} or more")
         if self.change.end:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,16 @@ class _Trial:
     path: Path
     measured: Measured
 
+    @property
+    def macs(self) -> int:
+        """Told of the original before anything else, so that they are known here."""
+        return self.measured.macs or 0
+
+    @property
+    def lost(self) -> float:
+        """Points lost, with one standard error: the luckiest of many trials would be taken else."""
+        return self.measured.points + self.measured.points_error
+
 
 def _points(max_drop: float | str) -> float:
     points = Budget(max_drop=max_drop).points
@@ -129,28 +140,25 @@ def _combined(work: _Work, tried: list[_Trial], points: float) -> tuple[_Trial, 
     Each combination is refitted from the original anew, and measured; one that saves nothing more, or loses too much,
     is left out again.
     """
-    whole = work.original.measured
-    assert whole.macs is not None
 
     def price(trial: _Trial) -> float:
-        saved = (whole.macs or 0) - (trial.measured.macs or 0)
-        return trial.measured.loss / saved if saved > 0 else float("inf")
+        saved = work.original.macs - trial.macs
+        return trial.measured.loss / saved if saved > 0 else inf
 
     best, combined = work.original, []
-    for trial in sorted((t for t in tried if price(t) < float("inf")), key=price):
+    for trial in sorted((t for t in tried if price(t) < inf), key=price):
         together = trial
         if best.changes:
             work.progress(f"combine {len(combined) + 1}", 0, 0)
             try:
-                together = work.trial((*best.changes, *trial.changes), (best.measured.macs or 0))
+                together = work.trial((*best.changes, *trial.changes), best.macs)
             except Refusal:
                 continue
             combined.append(together)
-        fits = together.measured.points + together.measured.points_error <= points
-        if fits and (together.measured.macs or 0) < (best.measured.macs or 0):
+        if together.lost <= points and together.macs < best.macs:
             best = together
-    alone = [t for t in tried if t.measured.points + t.measured.points_error <= points]
-    return min([best, *alone], key=lambda t: t.measured.macs or 0), combined
+    alone = [trial for trial in tried if trial.lost <= points]
+    return min([best, *alone], key=lambda trial: trial.macs), combined
 
 
 class _Work:
@@ -177,6 +185,8 @@ class _Work:
         labels = self.roles.selection.labels
         self.judge = Judge(answers, self.names, labels, task.metric if labels is not None else None, task.seed)
         self.original = _Trial((), self.base, path, self._measured(path, 0.0))
+        if self.original.measured.macs is None:
+            raise UserError("downsample: the network's multiplications cannot be counted; export it with fixed sizes")
 
     def trial(self, changes: tuple[Change, ...], most_macs: int | None = None) -> _Trial:
         """The network with these changes.

@@ -22,8 +22,9 @@ def conv(*args, seed=0, **named):
 
 WINDOWS = [
     {"kernel_size": 3, "padding": 1}, {"kernel_size": 5}, {"kernel_size": 1},
-    {"kernel_size": (3, 2), "padding": (1, 0)}, {"kernel_size": 3, "padding": 2, "dilation": 2}, {"kernel_size": 3, "padding": 1, "stride": 2},
-    {"kernel_size": 3, "padding": 1, "groups": 4}, {"kernel_size": 3, "padding": 1, "bias": False},
+    {"kernel_size": (3, 2), "padding": (1, 0)}, {"kernel_size": 3, "padding": 2, "dilation": 2},
+    {"kernel_size": 3, "padding": 1, "stride": 2}, {"kernel_size": 3, "padding": 1, "groups": 4},
+    {"kernel_size": 3, "padding": 1, "bias": False},
 ]  # fmt: skip
 
 
