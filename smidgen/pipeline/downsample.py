@@ -51,7 +51,7 @@ def downsample(
     model: nn.Module | str | Path,
     data: Data,
     *,
-    max_drop: float | str = DEFAULT_POINTS,
+    max_drop: float | int | str = DEFAULT_POINTS,
     test: Data = None,
     weights: str | Path | None = None,
     metric: str | Metric | None = None,
@@ -95,13 +95,14 @@ def downsample(
     if task.example.ndim != 4:
         raise UserError(f"downsample: an input {list(task.example.shape[1:])} is no map of channels, height and width")
     with Threads(task.threads):
+        progress("find changes", 0, 1)
         work = _Work(task, refit, progress)
         possible, refused = find_changes(work.base, task.example[:1])
         tried = []
         for number, change in enumerate(possible):
             progress("candidates", number + 1, len(possible))
             try:
-                tried.append(work.trial((change,)))
+                tried.append(work.trial((change,), work.original.macs))
             except Refusal as reason:
                 refused[change] = str(reason)
         best, combined = _combined(work, tried, points)
@@ -128,7 +129,7 @@ class _Trial:
         return self.measured.points + self.measured.points_error
 
 
-def _points(max_drop: float | str) -> float:
+def _points(max_drop: float | int | str) -> float:
     points = Budget(max_drop=max_drop).points
     assert points is not None
     return points
@@ -188,12 +189,12 @@ class _Work:
         if self.original.measured.macs is None:
             raise UserError("downsample: the network's multiplications cannot be counted; export it with fixed sizes")
 
-    def trial(self, changes: tuple[Change, ...], most_macs: int | None = None) -> _Trial:
+    def trial(self, changes: tuple[Change, ...], most_macs: int) -> _Trial:
         """The network with these changes.
 
         Args:
             changes: applied one after the other.
-            most_macs: more is not worth a refit.
+            most_macs: as many or more are not worth a refit.
 
         Raises:
             Refusal: they do not go together.
@@ -204,8 +205,8 @@ class _Work:
         for change in sorted(changes, key=lambda c: c.kind != "resolution"):
             model = apply_change(model, change, example)
         sites = find_sites(model, example)
-        if most_macs is not None and sum(macs(Dense(s.weight), s.geometry) for s in sites) >= most_macs:
-            raise Refusal("it saves nothing more")
+        if sum(macs(Dense(s.weight), s.geometry) for s in sites) >= most_macs:
+            raise Refusal("it saves no multiplications")
         loss = self._loss(model)
         if self.refit and loss > EXACT:
             aims = find_aims(self.base, model)

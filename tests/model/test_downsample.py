@@ -11,6 +11,7 @@ from smidgen.errors import Refusal
 from smidgen.model.aims import find_aims
 from smidgen.model.downsample import Change, apply_change, find_changes
 from smidgen.model.graph import run_nodes
+from smidgen.model.load import load_network
 
 
 class Net(nn.Module):
@@ -160,3 +161,22 @@ def test_layers_a_change_does_not_reach_have_no_aim():
     assert find_aims(net, net) == []
     small = apply_change(net, Change("resolution", "relu_1"), example)
     assert [aim.layer for aim in find_aims(net, small)] == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kinds"),
+    [
+        ("ai85cd_catsdogs", (3, 128, 128), {"resolution", "stride", "pooling"}),
+        ("resnet8_cifar10_mlperftiny", (3, 32, 32), {"resolution"}),
+        ("squeezenet1_1_imagenet", (3, 227, 227), {"resolution", "stride", "pooling"}),
+    ],
+)
+def test_real_networks_run_with_every_change_that_is_found(data_dir, name, shape, kinds):
+    net, example = load_network(data_dir / "models" / f"{name}.onnx").module, torch.randn(1, *shape)
+    found, refused = find_changes(net, example)
+    assert {change.kind for change in found} == kinds
+    assert all(refused.values())
+    for change in found[::3]:
+        small = apply_change(net, change, example)
+        with torch.no_grad():
+            assert small(example).shape == net(example).shape, change

@@ -88,6 +88,22 @@ def test_the_same_seed_gives_the_same_file(trained, found):
     assert again.file.read_bytes() == found.file.read_bytes()
 
 
+def test_what_saves_nothing_is_refused():
+    torch.manual_seed(0)
+    layers = (torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Conv2d(4, 4, 1))
+    net = torch.nn.Sequential(*layers, torch.nn.MaxPool2d(2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    inputs = np.random.default_rng(0).normal(size=(40, 2, 16, 16)).astype("f4")
+    result = downsample(net, inputs, max_drop=50, refit=False)
+    reasons = {row.changes[0]: row.reason for row in result.rows if row.reason is not None}
+    assert set(reasons.values()) == {"it saves no multiplications"}
+    # behind the last pooling no layer is left to gain by it; one tap on four places is four taps on one
+    assert list(reasons) == [
+        "resolution: half from max_pool2d_1 on", "pooling: _3 takes max_pool2d_1 in, wider kernel",
+    ]  # fmt: skip
+    first = result.rows[0].measured.macs
+    assert all(row.measured.macs < first for row in result.rows[1:] if row.measured)
+
+
 def test_what_is_wrong_is_told(trained):
     with pytest.raises(DataError, match="give --data"):
         downsample(trained, None)
