@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from smidgen.model.load import load_network
     from smidgen.model.replace import rebuild_network
     from smidgen.pipeline import apply, compress
+    from smidgen.pipeline.downsample import downsample
     from smidgen.report.result import Result
 
 # Public names and where they live: loaded on first use, so that importing smidgen does not import torch.
@@ -30,6 +31,7 @@ _HOMES = {
     "UserError": "errors",
     "apply": "pipeline",
     "compress": "pipeline",
+    "downsample": "pipeline.downsample",
     "load_network": "model.load",
     "open_data": "data",
     "rebuild_network": "model.replace",
@@ -38,7 +40,7 @@ _HOMES = {
 
 __all__ = [
     "Budget", "Dataset", "Preprocess", "Result", "SmidgenError", "UserError",
-    "apply", "compress", "load_network", "open_data", "rebuild_network", "unpack",
+    "apply", "compress", "downsample", "load_network", "open_data", "rebuild_network", "unpack",
 ]  # fmt: skip
 
 

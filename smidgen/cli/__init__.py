@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from smidgen.cli.parser import parse
 from smidgen.errors import SmidgenError, UserError
 
-# Commands that live in a module of their own, so that they run without what the others import.
-_HOMES = {"unpack": "unpacking"}
+# Commands that live in a module of their own; unpack runs without what the others import.
+_HOMES = {"unpack": "unpacking", "downsample": "downsampling"}
 DONE, FAULT, USER_ERROR, NOT_MET, STOPPED = 0, 1, 2, 3, 130
 
 

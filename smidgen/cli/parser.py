@@ -13,6 +13,7 @@ from smidgen.errors import UserError
 COMMANDS = {
     "compress": "make a trained network smaller within a budget",
     "inspect": "show each layer: shape, bytes, what each method could save, why one is left alone",
+    "downsample": "show where it could downsample earlier and what that saves, and write the best of it",
     "apply": "carry out a saved plan.json again",
     "eval": "score any ONNX file in ONNX Runtime",
     "unpack": "give back the ONNX file inside a .smidgen archive, to the bit",
@@ -150,6 +151,16 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-slower", action="store_true", help="time no layer, and show what would be slower too")
 
 
+def _downsample(parser: argparse.ArgumentParser) -> None:
+    _add_network(parser, shape=False)
+    _add_data(parser)
+    parser.add_argument(
+        "--max-drop", metavar="POINTS", default="1%", help="percentage points that may be lost (default: 1%%)"
+    )
+    _add_work(parser)
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where the best network goes (default: nowhere)")
+
+
 def _apply(parser: argparse.ArgumentParser) -> None:
     _add_network(parser)
     parser.add_argument("plan", help="plan.json that compress wrote")
@@ -176,13 +187,19 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     _add_output(parser, "smidgen-demo")
 
 
-_FILL = {"compress": _compress, "inspect": _inspect, "apply": _apply, "eval": _eval, "unpack": _unpack, "demo": _demo}
+_FILL = {
+    "compress": _compress, "inspect": _inspect, "downsample": _downsample, "apply": _apply, "eval": _eval,
+    "unpack": _unpack, "demo": _demo,
+}  # fmt: skip
 
 
-def _add_network(parser: argparse.ArgumentParser) -> None:
+def _add_network(parser: argparse.ArgumentParser, *, shape: bool = True) -> None:
     parser.add_argument("model", help="an .onnx or .pt2 file, or file.py:factory")
     parser.add_argument("--weights", metavar="FILE", help=".safetensors or weights-only .pth for a factory")
-    parser.add_argument("--input", metavar="SHAPE", help="shape of one batch, where nothing else tells it: 1,3,224,224")
+    if shape:
+        parser.add_argument(
+            "--input", metavar="SHAPE", help="shape of one batch, where nothing else tells it: 1,3,224,224"
+        )
 
 
 def _add_data(parser: argparse.ArgumentParser, *, test: bool = True, split: str = "train") -> None:

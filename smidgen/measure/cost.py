@@ -159,9 +159,20 @@ def _inner_length(node: onnx.NodeProto, given: list[Shape | None]) -> int | None
 
 def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """Every tensor's shape at batch 1, of those that can be known."""
+    return {name: shape for name, (shape, _) in tensor_types(model).items()}
+
+
+def tensor_types(model: onnx.ModelProto) -> dict[str, tuple[Shape, int]]:
+    """Every tensor's shape at batch 1 and its ONNX type, of those that can be known.
+
+    >>> import onnx.helper as h
+    >>> x, y = (h.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 3]) for name in "xy")
+    >>> tensor_types(h.make_model(h.make_graph([h.make_node("Relu", ["x"], ["y"])], "one", [x], [y])))["y"]
+    ((1, 3), 1)
+    """
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
-    stored = {each.name: tuple(each.dims) for each in fixed.graph.initializer}
+    stored = {each.name: (tuple(each.dims), each.data_type) for each in fixed.graph.initializer}
     # Old exports write batch and sizes found for another batch beside the graph: infer them afresh.
     del fixed.graph.value_info[:]
     for value in fixed.graph.input:
@@ -177,7 +188,10 @@ def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     except Exception:  # a damaged graph: its parameters are still worth telling
         return stored
     found = {
-        value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
+        value.name: (
+            tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim),
+            value.type.tensor_type.elem_type,
+        )
         for value in [*inferred.value_info, *inferred.input, *inferred.output]
         if value.type.tensor_type.HasField("shape")
         and all(axis.HasField("dim_value") for axis in value.type.tensor_type.shape.dim)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from smidgen.budget import Budget, format_size
 from smidgen.calibrate.answers import outputs_of, true_losses
@@ -84,7 +85,7 @@ def candidates(
         options = [_rounded(o, curvatures.get(o.site.name, weights_only(o.site)), how, target) for o in options]
         if task.roles is not None:
             # Not the inputs that the forms were fitted to: on those an overfitted layer looks free.
-            inputs = _kept_batches(task.roles.selection, _probe_inputs(options))
+            inputs = kept_batches(task.roles.selection, _probe_inputs(options))
             tick = _ticks(progress, "probe", len(sites))
             options = probe(task.prepared.module, options, inputs, device=task.device, tick=tick)
             release()
@@ -145,7 +146,7 @@ class Workshop:
             sites = [o.site for o in options if o.site.refusal is None]
             module = task.prepared.module
             self.known = references(
-                module, sites, _kept_batches(task.roles.calibration, REFIT_INPUTS), device=task.device, seed=task.seed
+                module, sites, kept_batches(task.roles.calibration, REFIT_INPUTS), device=task.device, seed=task.seed
             )
             release()
         self.count = 0
@@ -240,7 +241,7 @@ class Workshop:
         }
         for name, each in written.items():
             if name != "archive":
-                self._verify(realised, each)
+                verify(realised.model, each, one_input(task), task.threads, task.device)
         self.progress("measure", 0, 1)
         files = measure_files(
             {"original": self.original, **written}, task.test, task.metric, one_input(task), task.threads,
@@ -304,20 +305,29 @@ class Workshop:
             labels, metric = (None, None) if agreement else (selection.labels, self.task.metric)
             return Judge(reference, runner.output_names, labels, metric, self.task.seed)
 
-    def _verify(self, realised: Realised, path: Path) -> None:
-        x = one_input(self.task)
-        with torch.no_grad():
-            answer = realised.model(torch.from_numpy(x).to(self.task.device))
-        expected = [a.cpu().numpy() for a in outputs_of(answer)]
-        with open_onnx(path, self.task.threads) as runner:
-            written = runner.run(x)
-        for want, got in zip(expected, written, strict=True):
-            worst, size = float(np.abs(want - got).max()), float(np.abs(want).max())
-            if not worst <= TOLERANCE * max(size, 1e-6):
-                raise VerificationError(
-                    f"export: the written file differs from the network by {worst:.2g} (outputs up to {size:.2g}); "
-                    "please report this network"
-                )
+
+def verify(model: nn.Module, path: Path, x: np.ndarray, threads: int, device: str = "cpu") -> None:
+    """VerificationError where a written file answers otherwise than the network it was written from.
+
+    Args:
+        model: the network.
+        path: its ONNX file.
+        x: one input.
+        threads: of the runtime.
+        device: where the network lies.
+    """
+    with torch.no_grad():
+        answer = model(torch.from_numpy(x).to(device))
+    expected = [a.cpu().numpy() for a in outputs_of(answer)]
+    with open_onnx(path, threads) as runner:
+        written = runner.run(x)
+    for want, got in zip(expected, written, strict=True):
+        worst, size = float(np.abs(want - got).max()), float(np.abs(want).max())
+        if not worst <= TOLERANCE * max(size, 1e-6):
+            raise VerificationError(
+                f"export: the written file differs from the network by {worst:.2g} (outputs up to {size:.2g}); "
+                "please report this network"
+            )
 
 
 def _judged(outcome: Outcome, budget: Budget, file: Mapping[str, Any]) -> Outcome:
@@ -358,7 +368,7 @@ def _probe_inputs(options: list[Options]) -> int:
     return int(np.clip(PROBE_MACS / max(1, each * passes), LEAST_PROBED, PROBE_INPUTS))
 
 
-def _kept_batches(inputs: Dataset, most: int) -> list[np.ndarray]:
+def kept_batches(inputs: Dataset, most: int) -> list[np.ndarray]:
     """Inputs that stay in memory: at most so many, and at most `KEPT_NBYTES`."""
     each = int(np.prod(inputs.shape)) * 4
     count = min(len(inputs), most, max(16, KEPT_NBYTES // each))
