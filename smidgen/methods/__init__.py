@@ -184,5 +184,5 @@ def choose_methods(
 def _known(what: str, name: str, there: Sequence[str]) -> None:
     if name not in there:
         near = difflib.get_close_matches(name, there, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise PlanError(f"methods: there is no {what} '{name}'{hint}; there are: {', '.join(there)}")

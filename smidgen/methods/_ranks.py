@@ -10,13 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from smidgen.errors import Refusal
 
 Choice = Literal["price", "energy", "vbmf", "fixed"]
+
+
+def told_ranks(settings: Any) -> str:
+    """The choice of ranks in words.
+
+    >>> told_ranks(RankSettings("fixed", 12)), told_ranks(RankSettings("vbmf"))
+    ('rank 12', 'the rank that vbmf gives it')
+    """
+    return f"rank {settings.rank}" if settings.ranks == "fixed" else f"the rank that {settings.ranks} gives it"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from smidgen.budget import Budget
 from smidgen.errors import BudgetError, PlanError
 from smidgen.measure.scores import Metric
 from smidgen.methods import Method, Rounding, roundings
+from smidgen.methods._ranks import told_ranks
 from smidgen.pipeline.targets import check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
 from smidgen.pipeline.times import with_times
@@ -209,7 +210,7 @@ def check_ranks(options: Sequence[Options], chosen: Mapping[str, Method | Roundi
             continue
         reasons = dict.fromkeys(option.refusals[name] for option in options if name in option.refusals)
         shown = "; ".join(list(reasons)[:3])
-        raise PlanError(f"compress: no layer takes {chosen[name].settings} of {name}: {shown}")
+        raise PlanError(f"compress: no layer takes {told_ranks(chosen[name].settings)}: {shown}")
 
 
 def _search_time(work: Workshop, budget: Budget, options: list[Options], plan_at: PlanAt) -> Outcome:
