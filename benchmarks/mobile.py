@@ -34,7 +34,8 @@ from smidgen.measure.cost import onnx_cost
 from smidgen.measure.latency import Latency, measure_latency
 from smidgen.measure.scores import Judge
 from smidgen.numerics.metrics import roc_auc
-from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
+from smidgen.runtimes.onnxruntime import open_onnx
+from smidgen.runtimes.opening import run_dataset
 
 TITLE = "The gender CNN for mobile devices: calibration only, no retraining"
 FILES = RESULTS / "mobile"

@@ -20,7 +20,8 @@ from onnx import numpy_helper
 
 from smidgen.data import Dataset
 from smidgen.measure.scores import Judge, Outputs
-from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
+from smidgen.runtimes.onnxruntime import open_onnx
+from smidgen.runtimes.opening import run_dataset
 
 PEER = Path(__file__).resolve().with_name("nncodec_peer.py")
 # Shorter tensors are left to NNCodec's reader, uncounted: bounds of a clip, not weights.

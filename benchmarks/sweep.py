@@ -18,7 +18,8 @@ from smidgen.planning.allocate import allocate, price_of_tradeoff
 from smidgen.planning.candidates import Options
 from smidgen.planning.plan import Plan
 from smidgen.planning.search import Trial
-from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
+from smidgen.runtimes.onnxruntime import open_onnx
+from smidgen.runtimes.opening import run_dataset
 
 DIAL = tuple(i / 10 for i in range(11))
 

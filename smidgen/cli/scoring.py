@@ -17,7 +17,7 @@ from smidgen.measure.scores import load_metric
 from smidgen.pipeline import Progress
 from smidgen.report.record import measure_files, versions
 from smidgen.report.table import render_table
-from smidgen.runtimes.onnxruntime import OnnxRunner, open_onnx
+from smidgen.runtimes.opening import Runner, open_file
 
 WIDTH = 120  # columns where the output is no terminal
 
@@ -44,7 +44,7 @@ def score_files(
         paths["onnx"] = Path(file)
     one = np.zeros(0)
     for path in paths.values():
-        with open_onnx(path, threads) as runner:
+        with open_file(path, threads) as runner:
             one = _one_input(runner, data)
             _check(runner, data, one, metric)
     judged = None if metric is None else load_metric(metric)
@@ -64,7 +64,7 @@ def score_files(
     }
 
 
-def _one_input(runner: OnnxRunner, data: Dataset | None) -> np.ndarray:
+def _one_input(runner: Runner, data: Dataset | None) -> np.ndarray:
     if data is not None:
         return next(iter(data.take([0]).batches(1)))
     shape = runner.input_shape[1:]
@@ -74,7 +74,7 @@ def _one_input(runner: OnnxRunner, data: Dataset | None) -> np.ndarray:
     return generator.random((1, *[int(side or 1) for side in shape]), dtype=np.float32)
 
 
-def _check(runner: OnnxRunner, data: Dataset | None, one: np.ndarray, metric: str | None) -> None:
+def _check(runner: Runner, data: Dataset | None, one: np.ndarray, metric: str | None) -> None:
     """Told now in terms of the data, not later in the runtime's."""
     if data is not None:
         check_inputs(data, runner.input_shape)

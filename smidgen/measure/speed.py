@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from smidgen.measure.latency import Latency, joined, measure_latency
-from smidgen.runtimes.onnxruntime import open_onnx
+from smidgen.runtimes.opening import open_file
 
 SECONDS = 0.3  # of one measurement, at least
 MOST_SECONDS = 2.0  # … and at most, but for a single round
@@ -31,7 +31,7 @@ def compare_speed(original: Path, file: Path, x: np.ndarray, threads: int, times
     """
     blocks: list[dict[str, Latency]] = []
     for _ in range(times):
-        with open_onnx(original, threads) as before, open_onnx(file, threads) as after:
+        with open_file(original, threads) as before, open_file(file, threads) as after:
             runners = {"original": before, "file": after}
             blocks.append(measure_latency(runners, x, min_seconds=SECONDS, max_seconds=MOST_SECONDS))
     return joined([block["original"] for block in blocks]), joined([block["file"] for block in blocks])

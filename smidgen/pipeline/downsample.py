@@ -38,7 +38,7 @@ from smidgen.planning.reconstruct import reconstruct
 from smidgen.report.downsampling import Downsampling, Measured, Row, plain
 from smidgen.report.record import versions
 from smidgen.report.result import Scratch
-from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
+from smidgen.runtimes.opening import open_file, run_dataset
 from smidgen.site import untouched
 
 DEFAULT_POINTS = 1.0  # that may be lost where nobody said, as in `compress`
@@ -180,7 +180,7 @@ class _Work:
         selection = kept_batches(self.roles.selection, LOSS_INPUTS)
         self.selection = [torch.from_numpy(batch) for batch in selection]
         self.reference = self._answers(self.base)
-        with open_onnx(path, task.threads) as runner:
+        with open_file(path, task.threads) as runner:
             answers = run_dataset(runner, self.roles.selection.batches())
             self.names = runner.output_names
         labels = self.roles.selection.labels
@@ -245,7 +245,7 @@ class _Work:
             return [None] * len(trials)
         for number, trial in enumerate(trials):
             self.progress("test", number + 1, len(trials))
-            with open_onnx(trial.path, self.task.threads) as runner:
+            with open_file(trial.path, self.task.threads) as runner:
                 answers = run_dataset(runner, test.batches())
             if judge is None:
                 judge = Judge(answers, self.names, test.labels, self.task.metric, self.task.seed)
@@ -260,7 +260,7 @@ class _Work:
     def _measured(self, path: Path, loss: float) -> Measured:
         task = self.task
         params, macs = onnx_cost(path)
-        with open_onnx(path, task.threads) as runner:
+        with open_file(path, task.threads) as runner:
             lost = self.judge.loss(run_dataset(runner, self.roles.selection.batches()))
         original = task.network.source or self.folder.path / "original.onnx"
         _, speed = compare_speed(original, path, one_input(task), task.threads)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from torch import nn
+
 from smidgen.budget import parse_target
+from smidgen.data import Dataset
 from smidgen.errors import BudgetError
 from smidgen.export.archive import pack_archive, unpack_archive
 from smidgen.export.files import write_bytes
@@ -39,31 +44,63 @@ def check_targets(names: str | Sequence[str]) -> tuple[str, ...]:
     return given
 
 
-def write_target(target: str, prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> Path:
-    """Write a target's file beside the ONNX file of floats that it stands for.
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What the file of any target is made from.
 
     Args:
-        target: name of the kind of file.
         prepared: the network's graph and sites.
         stored: form and bias of every site.
-        onnx: the ONNX file of floats, written already.
+        model: the realised network.
+        onnx: its ONNX file of floats, written already.
+        inputs: calibration inputs, or None.
+        example: one input.
+        threads: of runtimes that a writer asks.
+    """
+
+    prepared: Prepared
+    stored: Mapping[str, Stored]
+    model: nn.Module
+    onnx: Path
+    inputs: Dataset | None
+    example: np.ndarray
+    threads: int = 1
+
+
+def write_target(target: str, source: Source) -> Path:
+    """Write a target's file beside the ONNX file of floats.
 
     Returns:
         The file.
     """
-    if target == "onnx":
-        return onnx
-    path = onnx.with_suffix(FILES[target].removeprefix("model"))
-    if target == "archive":
-        model, names = shortened(onnx.read_bytes())
-        integers = integer_tensors(prepared.base, prepared.sites, stored)
-        write_bytes(pack_archive(model, {names.get(name, name): packed for name, packed in integers.items()}), path)
-    elif any(width(leaf, target) for one in stored.values() for leaf in leaves(one.form)):
-        write(prepared.base, prepared.sites, stored, path, target)
-    else:
-        # No integers in it: the same file, also where that is the original which was kept.
-        write_bytes(onnx.read_bytes(), path)
+    path = source.onnx.with_suffix(FILES[target].removeprefix("model"))
+    if target != "onnx":
+        _WRITERS[target](source, path)
     return path
+
+
+def _archive(source: Source, path: Path) -> None:
+    prepared, stored = source.prepared, source.stored
+    model, names = shortened(source.onnx.read_bytes())
+    integers = integer_tensors(prepared.base, prepared.sites, stored)
+    write_bytes(pack_archive(model, {names.get(name, name): packed for name, packed in integers.items()}), path)
+
+
+def _widths(target: str) -> Callable[[Source, Path], None]:
+    def writer(source: Source, path: Path) -> None:
+        if any(width(leaf, target) for one in source.stored.values() for leaf in leaves(one.form)):
+            write(source.prepared.base, source.prepared.sites, source.stored, path, target)
+        else:
+            # No integers in it: the same file, also where that is the original which was kept.
+            write_bytes(source.onnx.read_bytes(), path)
+
+    return writer
+
+
+# What writes a target's file, from its source to a path.
+_WRITERS: dict[str, Callable[[Source, Path], None]] = {
+    "archive": _archive, "onnx-w8": _widths("onnx-w8"), "onnx-w4": _widths("onnx-w4"),
+}  # fmt: skip
 
 
 def runnable(target: str, path: Path) -> Path:

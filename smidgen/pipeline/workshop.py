@@ -26,7 +26,7 @@ from smidgen.measure.memory import release
 from smidgen.measure.scores import Judge
 from smidgen.measure.speed import compare_speed
 from smidgen.methods import Method, Rounding, choose_methods, choose_rounding
-from smidgen.pipeline.targets import ALWAYS, FILES, runnable, write_target
+from smidgen.pipeline.targets import ALWAYS, FILES, Source, runnable, write_target
 from smidgen.pipeline.task import Progress, Task, Threads, data_hash, one_input
 from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.plan import Choice, Plan
@@ -37,7 +37,7 @@ from smidgen.planning.search import Outcome, Trial
 from smidgen.planning.widths import with_widths
 from smidgen.report.record import measure_files, record
 from smidgen.report.result import Result, Scratch
-from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
+from smidgen.runtimes.opening import open_file, run_dataset
 from smidgen.site import Curvature, untouched
 
 REFIT_INPUTS = 1024  # calibration inputs that a refit uses at most
@@ -162,13 +162,13 @@ class Workshop:
         path = self.folder.path / f"trial{self.count}.onnx"
         realised = self._realised(plan)
         write(task.prepared.base, task.prepared.sites, realised.stored, path)
-        written = write_target(self.targets[0], task.prepared, realised.stored, path)
+        written = write_target(self.targets[0], self._source(realised, path))
         nbytes = written.stat().st_size
         points, error, timing = None, 0.0, {}
         # What an archive unpacks to differs from the file beside it in the names of weights alone.
         opened = path if self.targets[0] == "archive" else written
         if self.judge is not None and task.roles is not None:
-            with open_onnx(opened, task.threads) as runner:
+            with open_file(opened, task.threads) as runner:
                 loss = self.judge.loss(run_dataset(runner, task.roles.selection.batches()))
                 points, error = loss.points, loss.error
         if self.timed:
@@ -180,6 +180,13 @@ class Workshop:
         self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
         plan = replace(plan, moved=self.mode or "weights")
         return Trial(plan, nbytes, points, (realised, path), error, **timing)
+
+    def _source(self, realised: Realised, path: Path) -> Source:
+        task = self.task
+        inputs = None if task.roles is None else task.roles.calibration
+        return Source(
+            task.prepared, realised.stored, realised.model, path, inputs, one_input(task), task.threads
+        )  # fmt: skip
 
     def original_ms(self) -> float:
         """Time of the original for one input, in milliseconds."""
@@ -236,8 +243,7 @@ class Workshop:
         final = path.with_name(FILES["onnx"])
         path.replace(final)
         written = {
-            name: write_target(name, task.prepared, realised.stored, final)
-            for name in dict.fromkeys((*self.targets, *ALWAYS))
+            name: write_target(name, self._source(realised, final)) for name in dict.fromkeys((*self.targets, *ALWAYS))
         }
         for name, each in written.items():
             if name != "archive":
@@ -300,7 +306,7 @@ class Workshop:
         if self.task.roles is None:
             return None
         selection = self.task.roles.selection
-        with open_onnx(self.original, self.task.threads) as runner:
+        with open_file(self.original, self.task.threads) as runner:
             reference = run_dataset(runner, selection.batches())
             labels, metric = (None, None) if agreement else (selection.labels, self.task.metric)
             return Judge(reference, runner.output_names, labels, metric, self.task.seed)
@@ -319,7 +325,7 @@ def verify(model: nn.Module, path: Path, x: np.ndarray, threads: int, device: st
     with torch.no_grad():
         answer = model(torch.from_numpy(x).to(device))
     expected = [a.cpu().numpy() for a in outputs_of(answer)]
-    with open_onnx(path, threads) as runner:
+    with open_file(path, threads) as runner:
         written = runner.run(x)
     for want, got in zip(expected, written, strict=True):
         worst, size = float(np.abs(want - got).max()), float(np.abs(want).max())

@@ -24,7 +24,7 @@ from smidgen.planning.candidates import Options
 from smidgen.planning.pace import option_times, saved_ms
 from smidgen.planning.plan import Choice, Plan
 from smidgen.planning.search import Outcome, Trial
-from smidgen.runtimes.onnxruntime import OnnxRunner, open_onnx, run_dataset
+from smidgen.runtimes.opening import Runner, open_file, run_dataset
 
 SCHEMA_VERSION = 1
 SCORED = ("accuracy", "roc_auc", "agreement", "kl", "top5", "output_error", "metric")
@@ -55,7 +55,7 @@ def measure_files(
         By name, what ``result.json`` says of a file; null where nothing could be measured, with ``why``.
     """
     opened = {**paths, **(runs or {})}
-    runners = {name: open_onnx(path, threads) for name, path in opened.items()}
+    runners = {name: open_file(path, threads) for name, path in opened.items()}
     try:
         timed = _latencies(opened, one, threads, times)
         scored = _scores(runners, test, metric)
@@ -81,9 +81,7 @@ def _latencies(opened: Mapping[str, Path], one: np.ndarray, threads: int, times:
     return dict(zip(opened, [pairs[0][0], *(after for _, after in pairs)], strict=False))
 
 
-def _scores(
-    runners: Mapping[str, OnnxRunner], test: Dataset | None, metric: Metric | None
-) -> dict[str, dict[str, Any]]:
+def _scores(runners: Mapping[str, Runner], test: Dataset | None, metric: Metric | None) -> dict[str, dict[str, Any]]:
     if test is None:
         nothing = dict.fromkeys(SCORED, None)
         why = dict.fromkeys(SCORED, "no data to score on")

@@ -8,7 +8,6 @@ One input, float or integer; a file with a fixed batch takes any number of sampl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,27 +153,6 @@ def open_onnx(path: str | Path, threads: int = 1) -> OnnxRunner:
         output_names=tuple(each.name for each in session.get_outputs()),
         _session=[session],
     )
-
-
-def run_dataset(runner: OnnxRunner, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Answers for all ``batches`` of [n, …], one array an output, joined along the samples.
-
-    DataError when there is no batch or one does not fit (see ``OnnxRunner.run``).
-
-    >>> import tempfile, onnx, onnx.helper as h
-    >>> x, y = (h.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 2]) for name in "xy")
-    >>> graph = h.make_graph([h.make_node("Neg", ["x"], ["y"])], "negate", [x], [y])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     model = h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8)
-    ...     onnx.save(model, folder + "/negate.onnx")
-    ...     with open_onnx(folder + "/negate.onnx") as runner:
-    ...         run_dataset(runner, [np.ones((3, 2)), np.ones((1, 2))])[0].shape
-    (4, 2)
-    """
-    answers = [runner.run(batch) for batch in batches]
-    if not answers:
-        raise DataError("runtime: there is nothing to run; give at least one batch")
-    return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
 
 
 def _options(threads: int) -> ort.SessionOptions:

@@ -14,7 +14,8 @@ from smidgen.errors import DataError, UserError
 from smidgen.measure.scores import Judge, load_metric, score
 from smidgen.measure.user_metric import metric_name
 from smidgen.numerics import metrics
-from smidgen.runtimes.onnxruntime import open_onnx, run_dataset
+from smidgen.runtimes.onnxruntime import open_onnx
+from smidgen.runtimes.opening import run_dataset
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import onnx.helper as h
 import pytest
 
 from smidgen.errors import DataError, LoadError
-from smidgen.runtimes.onnxruntime import _weight_only, open_onnx, run_dataset
+from smidgen.runtimes.onnxruntime import _weight_only, open_onnx
+from smidgen.runtimes.opening import run_dataset
 
 FLOAT = onnx.TensorProto.FLOAT
 
