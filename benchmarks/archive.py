@@ -76,7 +76,7 @@ ASKED = {
 def runs_of(name: str, target: str, sizes: Sequence[float], threads: int, seed: int) -> list[process.Run]:
     """One run of the command line for each size, in kB."""
     with tempfile.TemporaryDirectory() as folder:
-        data, runs = _write_data(name, seed, Path(folder)), []
+        data, runs = write_data(name, seed, Path(folder)), []
         for size in sizes:
             arguments = [
                 str(_network(name, Path(folder))), *data, "--target", target, "--size", f"{size:g}kB",
@@ -94,7 +94,7 @@ def runs_of(name: str, target: str, sizes: Sequence[float], threads: int, seed: 
     return runs
 
 
-def _write_data(name: str, seed: int, folder: Path) -> list[str]:
+def write_data(name: str, seed: int, folder: Path) -> list[str]:
     """Calibration inputs and test split as files, and the arguments that name them."""
     given, scored = folder / "calibration.npz", folder / "test.npz"
     named = ["--data", str(given), "--test", str(scored)]

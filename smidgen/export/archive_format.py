@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from smidgen.coding.varint import read_varint, write_varint
 from smidgen.errors import LoadError
 from smidgen.export.archive_wire import head
+from smidgen.forms.scales import PER_OCTAVE
 
 MAGIC, VERSION = b"SMDG", 1
 STREAMS: tuple[str, ...] = ("graph", "integers", "exponents", "float16", "float32", "float64")
@@ -28,7 +29,7 @@ QUANTIZED = 3
 # Of a network this project is for; each record costs an unpacker a few hundred bytes of its own.
 MOST_RECORDS, MOST_SIDES = 1 << 16, 8
 _WHOLE, _FLAT, _TRANSPOSED, _OWN_SHAPE, _FLAGS = 1 << 2, 1 << 6, 1 << 7, 1 << 8, 1 << 9
-_OCTAVE, _OCTAVES = 3, 5
+_OCTAVE = 3
 _MEND = "fetch the file again"
 
 
@@ -165,7 +166,7 @@ def _written(record: Record) -> bytes:
     plain = _plain_shape(record.dims, transposed=record.transposed)
     flags = record.kind | _WHOLE * record.whole
     if quantized:
-        flags |= (record.per_octave.bit_length() - 1) << _OCTAVE | _FLAT * record.flat
+        flags |= PER_OCTAVE.index(record.per_octave) << _OCTAVE | _FLAT * record.flat
         flags |= _TRANSPOSED * record.transposed | _OWN_SHAPE * (record.shape != plain)
     out = write_varint(flags) + write_varint(record.gap) + _sides(record.dims)
     if record.whole:
@@ -229,7 +230,7 @@ def _read(data: bytes, at: int, limit: int) -> tuple[Record, int]:
             raise LoadError(f"archive: a tensor with flags {flags:#x}; {_MEND}")
         return Record(kind, gap, dims, whole, name), at
     transposed, octave = bool(flags & _TRANSPOSED), flags >> _OCTAVE & 7
-    if flags >= _FLAGS or octave >= _OCTAVES:
+    if flags >= _FLAGS or octave >= len(PER_OCTAVE):
         raise LoadError(f"archive: a tensor with flags {flags:#x}; {_MEND}")
     shape = _plain_shape(dims, transposed=transposed)
     if flags & _OWN_SHAPE:
@@ -240,7 +241,7 @@ def _read(data: bytes, at: int, limit: int) -> tuple[Record, int]:
     if math.prod(shape) != count or (transposed and len(shape) < 2) or (span and width % span):
         raise LoadError(f"archive: integers {list(shape)} for a tensor {list(dims)}; {_MEND}")
     columns = width // span if span else 1
-    return Record(kind, gap, dims, whole, name, shape, columns, 1 << octave, bool(flags & _FLAT), transposed), at
+    return Record(kind, gap, dims, whole, name, shape, columns, PER_OCTAVE[octave], bool(flags & _FLAT), transposed), at
 
 
 def _read_sides(data: bytes, at: int, limit: int) -> tuple[tuple[int, ...], int]:

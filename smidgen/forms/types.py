@@ -37,7 +37,7 @@ class Quantized:
         integers: z, int32, shaped as the layer stores its weight, ``[out, inp, *kernel]``.
         row: exponents k of r, int32 ``[out]``.
         column: exponents of s, int32 ``[c]``; c divides n, so a scale may cover one column or several neighbours.
-        per_octave: scales an octave: 1, 2, 4, 8 or 16.
+        per_octave: scales an octave: 1, 2, 4, 8, 16 or 1024.
     """
 
     integers: np.ndarray

@@ -28,8 +28,8 @@ from smidgen.numerics.rounding import Rounded, round_gptq
 from smidgen.numerics.rounding_groups import round_groups
 
 # Scales an octave where the width is fixed: no finer integers can make good a scale beside the best, as they do where
-# the step follows the price. With 16 it is at most 2.2 % off.
-FIXED_GRID = 16
+# the step follows the price. At most 0.034 % off: 127 steps are off by less than a twentieth of one.
+FIXED_GRID = 1024
 
 
 @dataclass(frozen=True)

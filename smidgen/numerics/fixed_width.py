@@ -29,7 +29,8 @@ Cost = Callable[[Tensor], Tensor]
 Grid = Callable[[Tensor], Tensor]
 
 SHARES = 32  # scales tried below the one that clips nothing
-# Scales tried with feedback around the best without, in steps of the grid. Rows of LeNet and ResNet-20 at 4 bits: the
+TRIED = 16  # of them an octave, where the grid has as many
+# Scales tried with feedback around the best without, in such steps. Rows of LeNet and ResNet-20 at 4 bits: the
 # error is 5 % above that of all scales tried with feedback; 16 % with the best without alone, 44 % with no clipping.
 AROUND = (0, -4, -2, 2, 4)
 FEW = 15  # levels up to which the scales around are worth their time; at 8 bits they gain 1 %
@@ -97,11 +98,12 @@ def round_fixed(
         return clamped_nearest(wide, scale, levels)
 
     start = _Best(wide, lambda change: (change.square() * importance).sum(1))
+    step = max(1, per_octave // TRIED)
     for share in range(SHARES):
-        start.offer(most - share, grid, nearest)
+        start.offer(most - step * share, grid, nearest)
     best = _Best(wide, cost)
     for offset in AROUND if levels <= FEW else AROUND[:1]:
-        exponents = torch.minimum(start.exponents + offset, most)
+        exponents = torch.minimum(start.exponents + step * offset, most)
         for way in (nearest, feedback):
             if way is not None:
                 best.offer(exponents, grid, way)

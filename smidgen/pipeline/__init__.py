@@ -77,7 +77,8 @@ def compress(
             price and no budget is given, every layer takes its rank if that makes it smaller.
         target: the kind of file the budget binds, or several, the first of which it binds: ``"archive"`` (integers,
             entropy-coded; `smidgen.unpack` gives back the ONNX file), ``"onnx"`` (floats), ``"onnx-w8"`` or
-            ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear).
+            ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear), ``"onnx-int8"``
+            (static: activations too; it computes in integers, and needs data).
         rounding: how integers are found, for a target that holds them: ``"gptq"``, ``"rate_aware"`` or ``"nearest"``.
         metric: replaces accuracy: a function ``(outputs, labels) → float``, higher is better, or ``file.py:function``.
         refit: refit each layer on what the compressed layers before it produce (needs data).
@@ -100,7 +101,7 @@ def compress(
     True
     """
     started = time.perf_counter()
-    targets = check_targets(target)
+    targets = check_targets(target, data=data is not None)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     budget = budget or Budget()
     _check_budget(budget, task)
@@ -160,7 +161,7 @@ def apply(
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     parsed.check(task.prepared.sites)
     needed = sorted({c.method for c in parsed.choices if c.method is not None})
-    targets = check_targets(parsed.target)
+    targets = check_targets(parsed.target, data=data is not None)
     rounding = next((name for name in parsed.settings if name in roundings()), "gptq")
     options, _ = candidates(task, needed, progress, parsed.settings, targets[0], rounding)
     with Threads(task.threads):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +18,26 @@ from smidgen.export.files import write_bytes
 from smidgen.export.onnx import integer_tensors, write
 from smidgen.export.onnx_strip import shortened
 from smidgen.export.prepare import Prepared
-from smidgen.forms import leaves, width
+from smidgen.export.static import write_static
+from smidgen.forms import STATIC, WIDTHS, leaves, width
 from smidgen.site import Stored
 
 FILES = {
     "onnx": "model.onnx", "archive": "model.smidgen", "onnx-w8": "model.w8.onnx", "onnx-w4": "model.w4.onnx",
+    "onnx-int8": "model.int8.onnx",
 }  # fmt: skip
 ALWAYS = ("onnx", "archive")  # written whatever the target: the table shows the archive's bytes beside the others'
 
 
-def check_targets(names: str | Sequence[str]) -> tuple[str, ...]:
+def check_targets(names: str | Sequence[str], *, data: bool = True) -> tuple[str, ...]:
     """Targets that this version writes, the first of which the budget binds.
 
+    Args:
+        names: one or several.
+        data: whether there are inputs.
+
     Raises:
-        BudgetError: for one it does not write, or none.
+        BudgetError: for one it does not write, none, or one that needs inputs where there are none.
 
     >>> check_targets("archive")
     ('archive',)
@@ -39,6 +46,10 @@ def check_targets(names: str | Sequence[str]) -> tuple[str, ...]:
     for name in given:
         if parse_target(name) not in FILES:
             raise BudgetError(f"target: '{name}' is not written by this version; use one of {', '.join(FILES)}")
+        if name in STATIC and not data:
+            raise BudgetError(
+                f"target: '{name}' needs inputs to see the ranges of activations on; give --data, or take onnx-w8"
+            )
     if not given:
         raise BudgetError(f"target: none is given; use one of {', '.join(FILES)}")
     return given
@@ -54,6 +65,7 @@ class Source:
         model: the realised network.
         onnx: its ONNX file of floats, written already.
         inputs: calibration inputs, or None.
+        held: selection inputs, or None.
         example: one input.
         threads: of runtimes that a writer asks.
     """
@@ -63,6 +75,7 @@ class Source:
     model: nn.Module
     onnx: Path
     inputs: Dataset | None
+    held: Dataset | None
     example: np.ndarray
     threads: int = 1
 
@@ -86,21 +99,21 @@ def _archive(source: Source, path: Path) -> None:
     write_bytes(pack_archive(model, {names.get(name, name): packed for name, packed in integers.items()}), path)
 
 
-def _widths(target: str) -> Callable[[Source, Path], None]:
-    def writer(source: Source, path: Path) -> None:
-        if any(width(leaf, target) for one in source.stored.values() for leaf in leaves(one.form)):
-            write(source.prepared.base, source.prepared.sites, source.stored, path, target)
-        else:
-            # No integers in it: the same file, also where that is the original which was kept.
-            write_bytes(source.onnx.read_bytes(), path)
-
-    return writer
+def _integers(target: str, source: Source, path: Path) -> None:
+    if not any(width(leaf, target) for one in source.stored.values() for leaf in leaves(one.form)):
+        # No integers in it: the same file, also where that is the original which was kept.
+        write_bytes(source.onnx.read_bytes(), path)
+    elif target in STATIC:
+        write_static(source.prepared, source.stored, path, source.inputs, source.held, source.threads)
+    else:
+        write(source.prepared.base, source.prepared.sites, source.stored, path, target)
 
 
 # What writes a target's file, from its source to a path.
 _WRITERS: dict[str, Callable[[Source, Path], None]] = {
-    "archive": _archive, "onnx-w8": _widths("onnx-w8"), "onnx-w4": _widths("onnx-w4"),
-}  # fmt: skip
+    "archive": _archive,
+    **{target: partial(_integers, target) for target in WIDTHS},
+}
 
 
 def runnable(target: str, path: Path) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from smidgen.errors import Refusal
-from smidgen.forms import WIDTHS, LowRank, nbytes
+from smidgen.forms import STATIC, WIDTHS, LowRank, nbytes
 from smidgen.methods import Family, Rounding
 from smidgen.planning.candidates import Label, Options
 from smidgen.planning.metric import metric_of
@@ -38,8 +38,11 @@ def with_widths(option: Options, curvature: Curvature, method: Rounding, target:
         entries = [entry for bits in WIDTHS[target] for entry in _entries(option, precision, target, bits)]
     except Refusal as refusal:
         return replace(option, refusals={**option.refusals, method.name: str(refusal)})
-    floats = zip(option.losses.tolist(), option.sizes.tolist(), option.labels, strict=True)
-    kept = frontier([*floats, *(e for e in entries if e[1] < option.sizes[0])])
+    floats = list(zip(option.losses.tolist(), option.sizes.tolist(), option.labels, strict=True))
+    if target in STATIC:
+        # As it is it costs just more than its own integers, so that no price leaves it in floats.
+        floats = [(entries[0][0] * (1 + 1e-6) + 1e-12, *floats[0][1:])]
+    kept = frontier([*floats, *(e for e in entries if e[1] < option.sizes[0] or target in STATIC)])
     return replace(
         option, precision=precision, worth=curvature.loss(precision.weight),
         losses=np.array([e[0] for e in kept]), sizes=np.array([e[1] for e in kept]), labels=tuple(e[2] for e in kept),
