@@ -37,14 +37,14 @@ class Package:
         name, version: as npm knows them.
         integrity: SHA-512 of its archive in base64, as npm publishes it.
         files: those that the page needs, by the path they get to that in the archive.
-        edits: by path, a text to replace in it, which occurs once, and what replaces it.
+        edits: by path, texts to replace in it, which occur once each, and what replaces them.
     """
 
     name: str
     version: str
     integrity: str
     files: Mapping[str, str]
-    edits: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    edits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -77,8 +77,14 @@ LITERT = Package(
         **{f"wasm/{name}.{end}": f"wasm/{name}.{end}" for name in _LITERT_WASM for end in ("js", "wasm")},
         "package.json": "package.json",
     },
-    # A browser has no search path for a bare name, and an import map would be an inline script.
-    edits={"litert.js": ('"@litertjs/wasm-utils"', '"../litertjs-wasm-utils-2.5.3/wasm-utils.js"')},
+    edits={
+        "litert.js": {
+            # A browser has no search path for a bare name, and an import map would be an inline script.
+            '"@litertjs/wasm-utils"': '"../litertjs-wasm-utils-2.5.3/wasm-utils.js"',
+            # Networks run on the processor here: no graphics device is asked for, and none is missed aloud.
+            "await Environment.create()": "await Environment.create({ webGpuDevice: null })",
+        }
+    },
 )
 LITERT_LOADER = Package(
     name="@litertjs/wasm-utils",
@@ -186,7 +192,7 @@ def unpacked(archive: bytes, package: Package) -> dict[str, bytes]:
             if stream is None:
                 raise LoadError(f"vendor: {inside} of {package.name}@{package.version} is no plain file, or too large")
             contents[name] = stream.read()
-    for name, (old, new) in package.edits.items():
+    for name, old, new in ((name, *pair) for name, pairs in package.edits.items() for pair in pairs.items()):
         if contents[name].count(old.encode()) != 1:
             raise LoadError(f"vendor: {name} of {package.name}@{package.version} does not hold {old} once")
         contents[name] = contents[name].replace(old.encode(), new.encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,7 +25,7 @@ from smidgen.serve.server import open_server
 from smidgen.serve.vendor import FOLDER, vendored
 from tests.serve.chromium import Browser
 from tests.serve.conftest import Serving
-from tests.serve.networks import CLASSES, saved_run
+from tests.serve.networks import CLASSES, saved_run, write_record
 
 SHOTS = Path(__file__).resolve().parents[2] / "build" / "screenshots"
 GRAY = {"scale": 1 / 128, "mean": [1.0], "channels": "gray"}
@@ -251,4 +252,32 @@ def test_lenet_on_digits(browser: Browser, show: Show, tmp_path: Path, data_dir:
     with Image.open(SHOTS / "serve-phone.png") as shot:
         assert shot.width == 780
     assert FOLDER.is_dir()
+    quiet(browser, url)
+
+
+@pytest.mark.slow
+def test_tflite_beside_onnx(browser: Browser, show: Show, tmp_path: Path) -> None:
+    litert_torch = pytest.importorskip("litert_torch", reason="the extra 'tflite' is not installed")
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, CLASSES)).eval()
+    samples, folder = pictures(3), saved_run(tmp_path / "out", channels=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notices of the converter
+        made = litert_torch.convert(
+            litert_torch.to_channel_last_io(net, args=[0]), (torch.from_numpy(samples.x[:1].transpose(0, 2, 3, 1)),)
+        )
+        made.export(str(folder / "model.tflite"))
+    record = json.loads((folder / "result.json").read_text())
+    write_record(folder, {**record, "target": "tflite", "files": {"tflite": {"path": "model.tflite"}}})
+    url = show(folder, samples)
+    browser.open(url)
+    assert browser.run("document.documentElement.dataset.state") == "ready", browser.run("document.body.innerText")
+    found = np.array(browser.run("smidgen.answers()[1].map(outputs => Array.from(outputs[0]))"))
+    with torch.no_grad():
+        expected = net(torch.from_numpy(samples.x)).numpy()
+    assert np.abs(found - expected).max() < 1e-5, "channels first became channels last"
+    assert "LiteRT.js" in browser.run("document.body.innerText")
     quiet(browser, url)

@@ -49,7 +49,7 @@ def brought(content: bytes):
 
 def test_the_files_wanted_and_no_others(tmp_path: Path) -> None:
     content = archive(FILES)
-    wanted = package(content, edits={"a.js": ('"y"', '"./y.js"')})
+    wanted = package(content, edits={"a.js": {'"y"': '"./y.js"'}})
     fetch(tmp_path / "vendor", (wanted,), brought(content))
     place = tmp_path / "vendor" / "some-thing-1.2.3"
     assert {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()} == {
@@ -89,7 +89,7 @@ def test_archives_that_hold_something_else() -> None:
         unpacked(linked, package(linked))
     content = archive(FILES)
     with pytest.raises(LoadError, match="does not hold"):
-        unpacked(content, package(content, edits={"a.js": ("absent", "x")}))
+        unpacked(content, package(content, edits={"a.js": {"absent": "x"}}))
 
 
 def test_missing_runtimes_name_the_command(tmp_path: Path) -> None:

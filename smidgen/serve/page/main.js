@@ -93,7 +93,7 @@ function circumstances() {
     location.search = query.toString();
   });
   const told = speed
-    ? `median of ${speed.rounds} rounds of both in turns after a warm-up; quartiles ${speed.times.map((t) => `${t.low.toPrecision(3)}–${t.high.toPrecision(3)} ms`).join(" and ")}`
+    ? `median of ${speed.rounds} rounds of both in turns after a warm-up; "as fast" is the median of the rounds' ratios; quartiles ${speed.times.map((t) => `${t.low.toPrecision(3)}–${t.high.toPrecision(3)} ms`).join(" and ")}`
     : "…";
   const { preprocess } = bench;
   const steps = preprocess

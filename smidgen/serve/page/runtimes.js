@@ -103,11 +103,15 @@ function plain(data) {
 async function startLiteRt(base, threads, progress) {
   const lite = await import(`${base}litert.js`);
   progress(0, 0);
+  // Its own news is none for a user; what else it says stays.
+  const printErr = (line) => /^(INFO|WARNING|VERBOSE)/.test(line) || console.error(line);
+  globalThis.Module = { printErr };
   let got = threads;
   try {
     await lite.loadLiteRt(`${base}wasm/`, { threads: threads > 1 });
   } catch (error) {
     if (threads === 1) throw error;
+    globalThis.Module = { printErr };
     await lite.loadLiteRt(`${base}wasm/`); // no relaxed SIMD, so no threads
     got = 1;
   }

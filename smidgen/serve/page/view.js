@@ -52,7 +52,7 @@ export function named(bench, chosen, choose) {
 export function figures(original, written, result, speed) {
   part("figures").hidden = false;
   const ratio = original.nbytes / written.nbytes;
-  figure("smaller", times(ratio), ratio >= 1 ? "smaller" : "the size before", ratio >= 1);
+  figure("smaller", times(Math.max(ratio, 1 / ratio)), ratio >= 1 ? "smaller" : "larger", ratio >= 1);
   if (speed) figure("faster", times(speed.speedup), "as fast", speed.speedup >= 0.995);
   else figure("faster", "…", "as fast");
   if (!result) figure("agree", "…", "agreement");
