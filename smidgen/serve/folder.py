@@ -13,6 +13,7 @@ from smidgen.errors import DataError, LoadError
 
 RECORD = "result.json"
 LARGEST_RECORD = 64 << 20  # bytes; a record has one entry a layer
+_DOWNSAMPLED = {"onnx": {"path": "model.onnx"}}  # what smidgen downsample writes; its record names no files
 RUNTIMES = {".onnx": "onnxruntime", ".tflite": "litert"}  # what runs a file in a browser, by the end of its name
 
 
@@ -80,7 +81,7 @@ def read_run(folder: str | Path, against: str | Path | None = None) -> Run:
         raise LoadError(f"serve: there is no folder '{folder}'; give the one that compress wrote")
     record = _read_record(place)
     name, target = str(record.get("name", "network"))[:80], record.get("target")
-    entries = _mapping(record.get("files"))
+    entries = _mapping(record.get("files")) or _DOWNSAMPLED
     order = sorted(entries, key=lambda each: each != target)
     written, notes = [], []
     for each in order:
@@ -125,9 +126,9 @@ def _original(place: Path, entry: Mapping[str, Any], against: str | Path | None)
         if not path.is_file():
             raise LoadError(f"serve: there is no file '{against}'; give the original network with --against")
     else:
-        path = _inside(place, named)
-        if not path.is_file():
-            raise LoadError(f"serve: the original '{named}' is not in '{place}'; give it with --against")
+        path = _inside(place, named) if named else None
+        if path is None or not path.is_file():
+            raise LoadError(f"serve: the original {named!r:.80} is not in '{place}'; give it with --against")
     if path.suffix.lower() not in RUNTIMES:
         raise LoadError(f"serve: no browser runs '{path.name}'; give a file that ends in {' or '.join(RUNTIMES)}")
     return Network("original", path, _share(entry.get("accuracy")))

@@ -108,6 +108,15 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
+def test_what_downsample_leaves(tmp_path: Path) -> None:
+    folder = saved_run(tmp_path / "out")
+    write_record(folder, {"name": "small", "rows": [], "max_drop": 1.0})
+    with pytest.raises(LoadError, match="give it with --against"):
+        read_run(folder)
+    run = read_run(folder, folder / "small.onnx")
+    assert [network.path.name for network in run.written] == ["model.onnx"]
+
+
 def test_names_of_classes(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text(" cat\ndog \n", encoding="utf-8")
     assert read_classes(tmp_path / "names.txt") == ("cat", "dog")

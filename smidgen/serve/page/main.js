@@ -28,9 +28,10 @@ async function attempt(work) {
   }
 }
 
+const told = (what) => (loaded, total) =>
+  view.doing(`Loading ${what}${total ? `: ${bytes(loaded)} of ${bytes(total)}` : ""} …`);
+
 async function openNetwork(entry, word) {
-  const told = (what) => (loaded, total) =>
-    view.doing(`Loading ${what}${total ? `: ${bytes(loaded)} of ${bytes(total)}` : ""} …`);
   const { url, name } = bench.runtimes[entry.runtime];
   const runtime = await startRuntime(entry.runtime, url, threads, told(name));
   const content = await download(entry.url, told(`the ${word} network`)).catch((error) => {
@@ -46,7 +47,7 @@ async function openNetwork(entry, word) {
 
 async function loadSamples() {
   const { url, count, shape } = bench.samples;
-  const content = await download(url);
+  const content = await download(url, told("the samples"));
   const size = shape.reduce((a, b) => a * b, 1);
   const all = new Float32Array(content.buffer, 0, count * size);
   for (let i = 0; i < count; i++) inputs.push(all.subarray(i * size, (i + 1) * size));
@@ -195,7 +196,7 @@ const camera = new Camera(view.part("video"), {
   failed: (message) => view.note(message),
   changed: (on) => {
     view.part("camera").setAttribute("aria-pressed", String(on));
-    view.part("camera").textContent = on ? "Stop the camera" : "Camera";
+    view.part("camera").textContent = on ? "Stop camera" : "Camera";
     if (!on) view.note(null);
   },
 });
