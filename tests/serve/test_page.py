@@ -281,3 +281,20 @@ def test_tflite_beside_onnx(browser: Browser, show: Show, tmp_path: Path) -> Non
     assert np.abs(found - expected).max() < 1e-5, "channels first became channels last"
     assert "LiteRT.js" in browser.run("document.body.innerText")
     quiet(browser, url)
+
+
+WORDS = {
+    "bytes(999)": "999 bytes", "bytes(74900)": "74.9 kB", "bytes(3253851)": "3.25 MB", "bytes(999600)": "1.00 MB",
+    "milliseconds(0.02281)": "0.0228 ms", "milliseconds(148.3)": "148 ms", "times(8.1)": "8.1×", "times(27.4)": "27×",
+    "times(0.914)": "0.91×", "percent(1)": "100 %", "percent(0.51)": "51.0 %", "error(0)": "0 %",
+    "error(7.9e-7)": "< 0.01 %", "error(0.0123)": "1.2 %", "plural(1, 'thread')": "1 thread",
+    "plural(4, 'thread')": "4 threads",
+}  # fmt: skip
+
+
+def test_numbers_in_words(browser: Browser, show: Show, tmp_path: Path) -> None:
+    browser.open(show(saved_run(tmp_path / "out", GRAY), pictures()))
+    told = browser.run(f"import('/words.js').then(w => {{ return {json.dumps(list(WORDS))}.map(call => "
+                       "{ const [, name, rest] = call.match(/(\\w+)\\((.*)\\)/); "
+                       "return w[name](...JSON.parse('[' + rest.replaceAll(\"'\", '\"') + ']')); }); })")  # fmt: skip
+    assert dict(zip(WORDS, told, strict=True)) == WORDS

@@ -74,7 +74,7 @@ const ARRAYS = {
 async function openOnnx(ort, bytes) {
   // Weights stored as integers for a network that computes in floats are unpacked once, not at every call.
   const extra = weightOnly(bytes) ? { session: { disable_quant_qdq: "1" } } : {};
-  const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"], extra });
+  const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"], logSeverityLevel: 3, extra });
   const input = session.inputMetadata[0];
   const kind = ARRAYS[input.type];
   if (session.inputNames.length !== 1 || !kind) throw new Error(`its input is ${input.type}, which this page cannot give`);

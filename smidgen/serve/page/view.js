@@ -113,7 +113,7 @@ export function samples(bench, inputs, answers, select) {
   const box = part("samples");
   box.hidden = false;
   const { source } = bench.samples;
-  part("samples-note").textContent = source === null ? "random noise; give smidgen serve --data for real ones" : `from ${source}`;
+  part("samples-note").textContent = source === null ? "random noise, for no data were given" : `from ${source}`;
   const tiles = inputs.map((x, i) => {
     const [a, b] = answers.map((each) => (each[i] ? ranked(each[i]) : null));
     const differ = a && b && a[0].index !== b[0].index;

@@ -21,16 +21,16 @@ export function percent(share, digits = 1) {
   return `${share === 1 ? "100" : told} %`;
 }
 
-/** A small share: 0.03 %, 1.2 %, 1e-5 %. */
+/** A small share: 1.2 %, 0.03 %, < 0.01 %. */
 export function error(share) {
   const points = share * 100;
-  return `${points === 0 || points >= 0.01 ? significant(points, 2) : points.toExponential(0)} %`;
+  return points > 0 && points < 0.01 ? "< 0.01 %" : `${significant(points, 2)} %`;
 }
 
 /** Three figures, never an exponent. */
 export function significant(value, figures = 3) {
-  if (!Number.isFinite(value)) return String(value);
-  const whole = Math.floor(Math.log10(Math.abs(value) || 1)) + 1;
+  if (value === 0 || !Number.isFinite(value)) return String(value);
+  const whole = Math.floor(Math.log10(Math.abs(Number(value.toPrecision(figures))))) + 1;
   return value.toFixed(Math.max(0, Math.min(6, figures - whole)));
 }
 
