@@ -77,7 +77,10 @@ def test_both_networks_answer_as_in_python(browser: Browser, show: Show, tmp_pat
     assert record["agreeing"] == same < 12, "the change is large enough to be seen"
     for which, outputs in (("original", original), ("written", written)):
         assert record[which]["right"] == int((outputs.argmax(1) == samples.labels).sum())
-        assert record[which]["latency_ms"] > 0
+        low, high = record[which]["latency_quartiles_ms"]
+        assert 0 < low <= record[which]["latency_ms"] <= high
+    low, high = record["speedup_quartiles"]
+    assert 0 < low <= record["speedup"] <= high
     error = np.linalg.norm(written - original) / np.linalg.norm(original)
     assert record["output_error"] == pytest.approx(error, rel=1e-4)
     assert record["isolated"] is True
@@ -298,3 +301,18 @@ def test_numbers_in_words(browser: Browser, show: Show, tmp_path: Path) -> None:
                        "{ const [, name, rest] = call.match(/(\\w+)\\((.*)\\)/); "
                        "return w[name](...JSON.parse('[' + rest.replaceAll(\"'\", '\"') + ']')); }); })")  # fmt: skip
     assert dict(zip(WORDS, told, strict=True)) == WORDS
+
+
+def test_latency_of_calls_that_take_known_times(browser: Browser, show: Show, tmp_path: Path) -> None:
+    browser.open(show(saved_run(tmp_path / "out", GRAY), pictures()))
+    # The clock moves by what the calls take, and by nothing else.
+    clock = (
+        "let now = 0; performance.now = () => now; const calls = [8, 2].map(ms => () => { now += ms; order.push(ms) })"
+    )
+    found = browser.run(f"import('/measure.js').then(async ({{latencies}}) => {{ const order = []; {clock}; "
+                        "return { ...await latencies(calls), order }; })")  # fmt: skip
+    assert [each["median"] for each in found["times"]] == pytest.approx([8, 2])
+    assert found["speedup"] == pytest.approx({"median": 4, "low": 4, "high": 4})
+    assert found["rounds"] >= 15
+    turns = [call for call, before in zip(found["order"], [None, *found["order"]], strict=False) if call != before]
+    assert len(turns) > found["rounds"], "in turns"

@@ -5,7 +5,7 @@ import { compared, latencies } from "./measure.js";
 import { imageShape, prepare } from "./preprocess.js";
 import { download, hindrance, mostThreads, startRuntime } from "./runtimes.js";
 import * as view from "./view.js";
-import { bytes } from "./words.js";
+import { bytes, significant } from "./words.js";
 
 const query = new URLSearchParams(location.search);
 const bench = JSON.parse(new TextDecoder().decode(await attempt(() => download("bench.json"))));
@@ -94,7 +94,7 @@ function circumstances() {
     location.search = query.toString();
   });
   const told = speed
-    ? `median of ${speed.rounds} rounds of both in turns after a warm-up; "as fast" is the median of the rounds' ratios; quartiles ${speed.times.map((t) => `${t.low.toPrecision(3)}–${t.high.toPrecision(3)} ms`).join(" and ")}`
+    ? `median of ${speed.rounds} rounds of both in turns after a warm-up; quartiles ${speed.times.map((time) => between(time)).join(" and ")} ms; as fast: the median of the rounds' ratios, quartiles ${between(speed.speedup)}`
     : "…";
   const { preprocess } = bench;
   const steps = preprocess
@@ -110,6 +110,10 @@ function circumstances() {
   ];
 }
 
+function between({ low, high }) {
+  return `${significant(low)}–${significant(high)}`;
+}
+
 function record() {
   const { original, written, samples } = bench;
   const entry = (each, which) => ({
@@ -120,7 +124,8 @@ function record() {
   return {
     schema_version: 1, name: bench.name, browser: navigator.userAgent, isolated: globalThis.crossOriginIsolated,
     samples: { count: samples.count, source: samples.source }, agreeing: result.agreeing, output_error: result.error,
-    largest_difference: result.largest, speedup: speed?.speedup ?? null,
+    largest_difference: result.largest, speedup: speed?.speedup.median ?? null,
+    speedup_quartiles: speed ? [speed.speedup.low, speed.speedup.high] : null,
     original: entry(original, 0), written: entry(written[chosen], 1),
   };
 }

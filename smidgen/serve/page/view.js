@@ -53,11 +53,16 @@ export function figures(original, written, result, speed) {
   part("figures").hidden = false;
   const ratio = original.nbytes / written.nbytes;
   figure("smaller", times(Math.max(ratio, 1 / ratio)), ratio >= 1 ? "smaller" : "larger", ratio >= 1);
-  if (speed) figure("faster", times(speed.speedup), "as fast", speed.speedup >= 0.995);
+  if (speed) figure("faster", times(speed.speedup.median), "as fast", surely(speed.speedup));
   else figure("faster", "…", "as fast");
   if (!result) figure("agree", "…", "agreement");
   else if (result.agreeing === null) figure("agree", error(result.error), "apart");
   else figure("agree", `${result.agreeing}/${result.count}`, "agree", result.agreeing === result.count);
+}
+
+/** Whether it is faster in three rounds of four, or slower in three of four; undefined in between. */
+function surely({ low, high }) {
+  return low >= 1 ? true : high < 1 ? false : undefined;
 }
 
 function figure(id, text, note, good) {
