@@ -3,6 +3,7 @@
 #   make demo     install, train a small network on digits, compress it, print before and after
 #   make test     install with the developers' tools, run all tests
 #   make check    style, import layers, types
+#   make web      fetch the browser's runtimes for smidgen serve (needs npm)
 #   make clean    remove what make made
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ DEV := $(VENV)/.installed-dev-$(KEY)
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format web clean
 
 demo: $(DEMO)
 	$(BIN)/smidgen demo $(ARGS)
@@ -40,8 +41,11 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+web: $(DEMO)
+	$(BIN)/python -m smidgen.serve.vendor
+
 clean:
-	rm -rf $(VENV) build dist smidgen-demo *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) smidgen/serve/vendor build dist smidgen-demo *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -129,12 +129,15 @@ def open_sets(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | No
     return data, _open(options, test, options.test_split or _test_split(test), labels, preprocess)
 
 
-def open_scored(options: argparse.Namespace) -> Dataset | None:
-    """The set to score on: the test split of a divided file unless another is named."""
+def open_scored(options: argparse.Namespace, declared: Preprocess | None = None) -> Dataset | None:
+    """The set to score on: the test split of a divided file unless another is named.
+
+    ``declared`` is the preprocessing where neither options nor a file beside the data say another.
+    """
     if options.data is None:
         _refuse_idle(options)
         return None
-    preprocess = read_preprocess(options, Path(options.data))
+    preprocess = read_preprocess(options, Path(options.data)) or declared
     return _open(options, options.data, options.split or _test_split(options.data), options.labels, preprocess)
 
 

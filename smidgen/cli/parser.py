@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
+import ipaddress
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -16,6 +17,7 @@ COMMANDS = {
     "downsample": "show where it could downsample earlier and what that saves, and write the best of it",
     "apply": "carry out a saved plan.json again",
     "eval": "score any ONNX file in ONNX Runtime",
+    "serve": "show original and smaller network side by side in a browser, on this machine or a phone",
     "unpack": "give back the ONNX file inside a .smidgen archive, to the bit",
     "demo": "train a small network on handwritten digits and compress it",
 }
@@ -105,7 +107,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         told = f"{text[0].upper()}{text[1:]}."
         commands[name] = inner.add_parser(name, help=text, description=told, allow_abbrev=False)
         _FILL[name](commands[name])
-        if name != "unpack":
+        if name not in ("unpack", "serve"):
             _add_computing(commands[name], seed=None if name == "apply" else 0)
         _add_common(commands[name])
     return parser, commands
@@ -176,6 +178,28 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", metavar="FILE.py:FUNCTION", help="your own metric instead of accuracy")
 
 
+def _serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="what compress wrote")
+    parser.add_argument("--against", metavar="FILE.onnx", help="the original, where it is not in the folder")
+    parser.add_argument("--target", metavar="NAME", help="the file shown first (default: what the budget was for)")
+    _add_data(parser, test=False, split="the test split where the file has one")
+    parser.add_argument("--samples", metavar="N", type=int, default=20, help="inputs shown, drawn at random (20)")
+    parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the draw (0)")
+    parser.add_argument(
+        "--host", metavar="ADDRESS", nargs="?", const="0.0.0.0", type=_address,
+        help="serve the local network too, over https; one address of this machine, or all of them without",
+    )  # fmt: skip
+    parser.add_argument("--port", metavar="N", type=int, default=8000, help="0 for any free one (8000)")
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address("127.0.0.1" if text == "localhost" else text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no IP address; name the folder before --host") from None
+
+
 def _unpack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.smidgen", help="archive to unpack")
     parser.add_argument("-o", "--output", metavar="FILE.onnx", help="file to write (default: beside the archive)")
@@ -189,7 +213,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 _FILL = {
     "compress": _compress, "inspect": _inspect, "downsample": _downsample, "apply": _apply, "eval": _eval,
-    "unpack": _unpack, "demo": _demo,
+    "serve": _serve, "unpack": _unpack, "demo": _demo,
 }  # fmt: skip
 
 

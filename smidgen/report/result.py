@@ -19,6 +19,8 @@ from smidgen.planning.plan import Plan
 from smidgen.report.table import to_text
 from smidgen.site import Site, Stored
 
+ORIGINAL = "original.onnx"  # the file of an original that was none
+
 
 class Scratch:
     """A temporary folder that is removed with the last object that holds it.
@@ -65,7 +67,8 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write ``model.onnx``, ``model.smidgen``, ``model.safetensors``, ``plan.json`` and ``result.json``.
 
-        Each file appears whole or not at all.
+        Each file appears whole or not at all. A network that was given as a module leaves ``original.onnx`` too: what
+        it was measured as.
 
         Args:
             folder: made when it is missing.
@@ -79,7 +82,8 @@ class Result:
         place = writable_folder(folder)
         try:
             with tempfile.TemporaryDirectory(prefix=".smidgen-", dir=place) as draft:
-                for path in self.files.values():
+                own = self.folder.path / ORIGINAL
+                for path in (*self.files.values(), *([own] if own.is_file() else [])):
                     shutil.copyfile(path, Path(draft) / path.name)
                 save_network(self.model, self.sites, self.stored, Path(draft) / "model.safetensors")
                 (Path(draft) / "plan.json").write_text(self.plan.to_json() + "\n", encoding="utf-8")

@@ -43,14 +43,16 @@ def test_the_written_file_is_what_was_measured(default):
         assert np.allclose(runner.run(x)[0], default.model(torch.from_numpy(x)).numpy(), atol=1e-3)
 
 
-def test_saving_writes_five_files(default, tmp_path):
+def test_saving_writes_five_files_and_the_original_of_a_module(default, tmp_path):
+    saved = sorted([*SAVED, "original.onnx"])
     out = default.save(tmp_path / "new" / "out")
-    assert sorted(p.name for p in out.iterdir()) == SAVED
+    assert sorted(p.name for p in out.iterdir()) == saved
+    assert (out / "original.onnx").stat().st_size == default.record["original"]["nbytes"]
     assert (out / "model.onnx").stat().st_size == nbytes(default)
     stored = json.loads((out / "result.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert stored["layers"] == default.record["layers"]
     default.save(out)
-    assert sorted(p.name for p in out.iterdir()) == SAVED, "saving again replaces"
+    assert sorted(p.name for p in out.iterdir()) == saved, "saving again replaces"
 
 
 def test_a_saved_network_is_rebuilt_by_the_users_class_and_trains(default, tmp_path):
