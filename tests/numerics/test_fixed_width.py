@@ -31,7 +31,7 @@ def moment(n: int, seed: int = 1) -> Tensor:
 
 def as_found(form, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Its weight, not yet read as float32, and its scales."""
-    scale = torch.from_numpy(scales(form.row, 16))
+    scale = torch.from_numpy(scales(form.row, form.per_octave))
     return (torch.from_numpy(form.integers) * scale.double()[:, None]).reshape(weight.shape), scale
 
 
@@ -88,7 +88,7 @@ def test_a_row_with_an_outlier_is_clipped_and_one_without_is_not():
     whole = as_found(NEAREST.fixed(even[None, None], [factorise(torch.eye(15))], 4), even[None, None])
     assert torch.equal(whole[0][0, 0], even), "steps of one fit exactly"
     form = NEAREST.fixed(heavy[None, None], [factorise(torch.eye(201))], 4)
-    assert float(scales(form.row, 16)[0]) < 8 / 7 / 1.3
+    assert float(scales(form.row, form.per_octave)[0]) < 8 / 7 / 1.3
 
 
 def test_known_answers():
