@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from smidgen.model.load import load_network
     from smidgen.model.replace import rebuild_network
     from smidgen.pipeline import apply, compress
+    from smidgen.pipeline.bench import bench
     from smidgen.pipeline.downsample import downsample
     from smidgen.report.result import Result
 
@@ -30,6 +31,7 @@ _HOMES = {
     "SmidgenError": "errors",
     "UserError": "errors",
     "apply": "pipeline",
+    "bench": "pipeline.bench",
     "compress": "pipeline",
     "downsample": "pipeline.downsample",
     "load_network": "model.load",
@@ -40,7 +42,7 @@ _HOMES = {
 
 __all__ = [
     "Budget", "Dataset", "Preprocess", "Result", "SmidgenError", "UserError",
-    "apply", "compress", "downsample", "load_network", "open_data", "rebuild_network", "unpack",
+    "apply", "bench", "compress", "downsample", "load_network", "open_data", "rebuild_network", "unpack",
 ]  # fmt: skip
 
 

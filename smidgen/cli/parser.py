@@ -16,6 +16,7 @@ COMMANDS = {
     "downsample": "show where it could downsample earlier and what that saves, and write the best of it",
     "apply": "carry out a saved plan.json again",
     "eval": "score any ONNX file in ONNX Runtime",
+    "bench": "time files beside their original, on this machine",
     "unpack": "give back the ONNX file inside a .smidgen archive, to the bit",
     "demo": "train a small network on handwritten digits and compress it",
 }
@@ -105,7 +106,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         told = f"{text[0].upper()}{text[1:]}."
         commands[name] = inner.add_parser(name, help=text, description=told, allow_abbrev=False)
         _FILL[name](commands[name])
-        if name != "unpack":
+        if name not in ("unpack", "bench"):
             _add_computing(commands[name], seed=None if name == "apply" else 0)
         _add_common(commands[name])
     return parser, commands
@@ -176,6 +177,15 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", metavar="FILE.py:FUNCTION", help="your own metric instead of accuracy")
 
 
+def _bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", metavar="FILE", nargs="+", help="files to time, each in the runtime its name says")
+    parser.add_argument("--against", metavar="ORIGINAL", help="the original they are compared with (the first file)")
+    _add_data(parser, test=False, split="the test split where the file has one")
+    parser.add_argument("--threads", metavar="COUNTS", default="1", help="of the runtime: 1, or several: 1,2,4")
+    parser.add_argument("--repeats", metavar="N", type=int, default=5, help="measurements of each file (5)")
+    parser.add_argument("-o", "--output", metavar="FILE.json", help="where the record goes (default: nowhere)")
+
+
 def _unpack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.smidgen", help="archive to unpack")
     parser.add_argument("-o", "--output", metavar="FILE.onnx", help="file to write (default: beside the archive)")
@@ -189,7 +199,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 _FILL = {
     "compress": _compress, "inspect": _inspect, "downsample": _downsample, "apply": _apply, "eval": _eval,
-    "unpack": _unpack, "demo": _demo,
+    "bench": _bench, "unpack": _unpack, "demo": _demo,
 }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def open_task(
 ) -> Task:
     """Open and check everything before any work starts; see `compress` for the arguments."""
     network = load_network(model, weights)
-    given, kept = (None if d is None else _as_data(d) for d in (data, test))
+    given, kept = (None if d is None else as_data(d) for d in (data, test))
     for one in (given, kept):
         if one is not None and network.input_shape:
             check_inputs(one, network.input_shape)
@@ -68,7 +68,8 @@ def open_task(
     )  # fmt: skip
 
 
-def _as_data(given: Data) -> Dataset:
+def as_data(given: Data) -> Dataset:
+    """A path opened, a `Dataset` as it is, anything else from Python made one."""
     if isinstance(given, Dataset):
         return given
     return open_data(given) if isinstance(given, (str, Path)) else as_dataset(given)
