@@ -17,6 +17,7 @@ COMMANDS = {
     "apply": "carry out a saved plan.json again",
     "eval": "score any ONNX file in ONNX Runtime",
     "bench": "time files beside their original, on this machine",
+    "bundle": "pack a result for a device, with a script that measures it there; merge what came back",
     "unpack": "give back the ONNX file inside a .smidgen archive, to the bit",
     "demo": "train a small network on handwritten digits and compress it",
 }
@@ -106,7 +107,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         told = f"{text[0].upper()}{text[1:]}."
         commands[name] = inner.add_parser(name, help=text, description=told, allow_abbrev=False)
         _FILL[name](commands[name])
-        if name not in ("unpack", "bench"):
+        if name not in ("unpack", "bench", "bundle"):
             _add_computing(commands[name], seed=None if name == "apply" else 0)
         _add_common(commands[name])
     return parser, commands
@@ -186,6 +187,15 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE.json", help="where the record goes (default: nowhere)")
 
 
+def _bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="what compress wrote")
+    parser.add_argument("-o", "--output", metavar="BUNDLE", help="folder to write, and to copy to the device")
+    parser.add_argument("--against", metavar="ORIGINAL", help="the original, to compare with there")
+    parser.add_argument("--samples", metavar="N", type=int, default=16, help="inputs that travel (16)")
+    parser.add_argument("--merge", metavar="RESULTS.json", nargs="+", help="take a device's results into FOLDER")
+    _add_data(parser, test=False, split="the test split where the file has one")
+
+
 def _unpack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.smidgen", help="archive to unpack")
     parser.add_argument("-o", "--output", metavar="FILE.onnx", help="file to write (default: beside the archive)")
@@ -199,7 +209,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 _FILL = {
     "compress": _compress, "inspect": _inspect, "downsample": _downsample, "apply": _apply, "eval": _eval,
-    "bench": _bench, "unpack": _unpack, "demo": _demo,
+    "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo,
 }  # fmt: skip
 
 

@@ -74,14 +74,14 @@ def _cells(original: dict[str, Any], file: dict[str, Any], name: str) -> Iterato
         yield [
             *(about if number == 0 else ["", "", ""]),
             str(timing["threads"]),
-            _ms(timing.get("latency_ms")),
+            milliseconds(timing.get("latency_ms")),
             wording.MISSING if None in quartiles else " – ".join(wording.number(each) for each in quartiles),
-            wording.MISSING if first else _faster(timing),
+            wording.MISSING if first else faster(timing),
             wording.MISSING if timing.get("runs") is None else str(timing["runs"]),
         ]
 
 
-def _faster(timing: dict[str, Any]) -> str:
+def faster(timing: dict[str, Any]) -> str:
     """The speed-up to the digits that its standard error leaves."""
     speedup, error = timing.get("speedup"), timing.get("speedup_error")
     if speedup is None:
@@ -89,5 +89,6 @@ def _faster(timing: dict[str, Any]) -> str:
     return f"{speedup:.2f}×" if error is None else f"{speedup:.2f} ± {error:.2f}×"
 
 
-def _ms(value: float | int | None) -> str:
+def milliseconds(value: float | int | None) -> str:
+    """A time with its unit, a dash where there is none."""
     return wording.MISSING if value is None else f"{wording.number(value)} ms"
