@@ -40,6 +40,7 @@ def compress(options: argparse.Namespace) -> int:
             settings=settings,
             rounding=options.rounding,
             target=targets,
+            max_ram=options.max_ram,
             guard=False if options.allow_slower else True if options.refuse_slower else None,
             **_work(options),
             progress=progress,

@@ -140,6 +140,11 @@ def _compress(parser: argparse.ArgumentParser) -> None:
         default="onnx",
         help="file the budget binds: onnx, onnx-w8, onnx-w4 or archive; several with commas, it binds the first",
     )
+    parser.add_argument(
+        "--max-ram",
+        metavar="SIZE",
+        help="bytes that the target's activations may take at once, besides the budget: 64KiB",
+    )
     slower = parser.add_mutually_exclusive_group()
     slower.add_argument("--allow-slower", action="store_true", help="take forms that run slower than their layer too")
     slower.add_argument("--refuse-slower", action="store_true", help="leave them out, also for --size and --ratio")

@@ -128,6 +128,7 @@ def _write(draft: Path, found: dict[str, Path], data: Any, samples: int, seed: i
                 inputs = sample_inputs(runner, data, samples, seed)
                 _save(draft / "inputs.npy", inputs)
             each = [runner.run(inputs[i : i + 1]) for i in range(len(inputs))]
+            last = bool(getattr(runner, "channels_last", False))
         write_bytes(path.read_bytes(), target)
         references = []
         for number, parts in enumerate(zip(*each, strict=True)):
@@ -135,7 +136,7 @@ def _write(draft: Path, found: dict[str, Path], data: Any, samples: int, seed: i
             _save(draft / references[-1], np.concatenate(parts))
         entries.append({
             "name": name, "path": target.name, "nbytes": nbytes(path), "sha256": sha256(path),
-            "references": references, "energy_estimate": _energy(name, path),
+            "references": references, "channels_last": last, "energy_estimate": _energy(name, path),
         })  # fmt: skip
     scripts = resources.files("smidgen.measure.device")
     for script in SCRIPTS:

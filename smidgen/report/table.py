@@ -15,6 +15,7 @@ from rich.text import Text
 
 from smidgen.report import wording
 from smidgen.report.devices import devices_table
+from smidgen.report.ledger import ledger_table
 
 # Wide enough for a table of four targets; a terminal that is narrower wraps for itself.
 _TEXT_WIDTH = 120
@@ -97,6 +98,8 @@ def to_text(result: dict[str, Any]) -> str:
     parts: list[RenderableType] = [render_table(result)]
     if result.get("layers"):
         parts.append(layers_table(result))
+    if result.get("ledger"):
+        parts.append(ledger_table(result["ledger"]))
     if result.get("devices"):
         parts.append(devices_table(result["devices"]))
     stream = io.StringIO()

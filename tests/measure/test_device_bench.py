@@ -100,6 +100,41 @@ def test_integer_inputs_and_outputs_go_by_the_file_s_scale() -> None:
     assert quantized(x, floats) is x
 
 
+def tflite_relu(path: Path, scale: float, zero: int) -> Path:
+    """A TFLite file of one ReLU on int8 maps [1, 2, 2, 3], channels last."""
+    schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="LiteRT is not installed")
+    flatbuffers = pytest.importorskip("flatbuffers")
+
+    def tensor(name: str) -> Any:
+        grid = schema.QuantizationParametersT()
+        grid.scale, grid.zeroPoint = [scale], [zero]
+        made = schema.TensorT()
+        made.name, made.shape, made.type, made.quantization = name, [1, 2, 2, 3], schema.TensorType.INT8, grid
+        return made
+
+    code, operator, graph, model = (
+        schema.OperatorCodeT(), schema.OperatorT(), schema.SubGraphT(), schema.ModelT()
+    )  # fmt: skip
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RELU
+    operator.inputs, operator.outputs = [0], [1]
+    graph.tensors, graph.inputs, graph.outputs, graph.operators = [tensor("x"), tensor("y")], [0], [1], [operator]
+    model.version, model.operatorCodes, model.subgraphs, model.buffers = 3, [code], [graph], [schema.BufferT()]
+    builder = flatbuffers.Builder(256)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")  # of the runtime's
+def test_a_tflite_file_of_integers_takes_and_gives_floats(tmp_path: Path) -> None:
+    run = bench.open_tflite(tflite_relu(tmp_path / "relu.tflite", 0.5, -3), 1, True)
+    x = GENERATOR.normal(size=(1, 3, 2, 2)).astype(np.float32) * 9
+    (y,) = run(x)
+    assert y.shape == (1, 2, 2, 3)
+    np.testing.assert_allclose(y, np.maximum(np.round(np.moveaxis(x, 1, -1) * 2) / 2, 0))
+    assert compare([y], [y])["step"] == 0.5
+
+
 @pytest.fixture
 def powercap(tmp_path: Path) -> Path:
     for name, label, value in (("rapl:0", "package-0", 900), ("rapl:0:0", "core", 5), ("rapl:1", "package-1", 10)):

@@ -40,7 +40,7 @@ class Wrong(Exception):
     """What the user can mend; the message says how."""
 
 
-def open_onnx(path: Path, threads: int) -> Run:
+def open_onnx(path: Path, threads: int, channels_last: bool = False) -> Run:
     """An ONNX file in ONNX Runtime on the CPU."""
     ort = _package("onnxruntime", path)
     options = ort.SessionOptions()
@@ -62,16 +62,15 @@ def open_onnx(path: Path, threads: int) -> Run:
     return run
 
 
-def open_tflite(path: Path, threads: int) -> Run:
+def open_tflite(path: Path, threads: int, channels_last: bool = False) -> Run:
     """A TFLite file in LiteRT; inputs and outputs of integers are quantized and read by the file's own scales."""
     interpreter = _package("ai_edge_litert.interpreter", path).Interpreter(model_path=str(path), num_threads=threads)
     interpreter.allocate_tensors()
     taken, given = interpreter.get_input_details()[0], interpreter.get_output_details()
 
     def run(x: np.ndarray) -> list[np.ndarray]:
-        if tuple(x.shape[1:]) != tuple(taken["shape"][1:]) and x.ndim > 2:
-            x = np.moveaxis(x, 1, -1)  # channels last
-        interpreter.set_tensor(taken["index"], quantized(np.ascontiguousarray(x), taken))
+        fed = np.ascontiguousarray(np.moveaxis(x, 1, -1)) if channels_last else x
+        interpreter.set_tensor(taken["index"], quantized(fed, taken))
         interpreter.invoke()
         return [unquantized(interpreter.get_tensor(each["index"]), each) for each in given]
 
@@ -120,7 +119,8 @@ def grid_step(values: np.ndarray) -> float | None:
         step = _common(max(step, gap), min(step, gap)) if step else float(gap)
     steps = (distinct - distinct[0]) / step
     on_grid = np.abs(steps - np.round(steps)).max() < ON_GRID
-    return float(step) if on_grid and steps[-1] <= 65535 else None
+    # A smaller step than 16 bits make is the floats' own.
+    return float(step) if on_grid and 65535 * step >= np.abs(distinct).max() / 2 else None
 
 
 def _common(a: float, b: float) -> float:
@@ -284,8 +284,9 @@ def measure(folder: Path, bundle: dict[str, Any], options: argparse.Namespace) -
         results.append(result)
         path = folder / entry["path"]
         try:
+            last = bool(entry.get("channels_last"))
             opener = OPENERS[path.suffix]
-            run = opener(path, 1)
+            run = opener(path, 1, last)
             each = [run(inputs[i : i + 1]) for i in range(len(inputs))]
         except Exception as error:  # of a runtime: told for this file, the others still run
             result["error"] = " ".join(str(error).split())[:300]
@@ -293,10 +294,10 @@ def measure(folder: Path, bundle: dict[str, Any], options: argparse.Namespace) -
         got = [np.concatenate(parts) for parts in zip(*each)]  # noqa: B905 - Python 3.9 has no strict
         expected = [np.load(folder / name, allow_pickle=False) for name in entry["references"]]
         result["outputs"] = compare(got, expected)
-        first = first or path
+        first = first or (path, last)
         for threads in [] if options.outputs_only else options.threads:
-            before, after = OPENERS[first.suffix](first, threads), opener(path, threads)
-            timing = {"threads": threads, **time_pair(before, after, inputs[:1], options.seconds)[path != first]}
+            before, after = OPENERS[first[0].suffix](first[0], threads, first[1]), opener(path, threads, last)
+            timing = {"threads": threads, **time_pair(before, after, inputs[:1], options.seconds)[path != first[0]]}
             timing["joules"] = counters.measure(after, inputs[:1]) if counters.files else None
             timing["joules_reason"] = counters.reason
             result["timings"].append(timing)
