@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 from smidgen.data import Dataset, Roles, as_dataset, check_inputs, check_labels, open_data, split_roles
 from smidgen.errors import DataError
 from smidgen.export.prepare import Prepared, prepare
+from smidgen.measure.memory import release
 from smidgen.measure.scores import Metric, load_metric
 from smidgen.model.load import Network, load_network
 
@@ -58,6 +59,8 @@ def open_task(
     roles = None if given is None else split_roles(given, test=kept, seed=seed)
     example = _example(network, given or kept, example)
     prepared = prepare(network, example)
+    network = replace(network, module=prepared.module)  # the unfolded one is not needed any more
+    release()
     _check_classes(prepared, given, kept, example, metric)
     if isinstance(metric, str):
         metric = load_metric(metric)
