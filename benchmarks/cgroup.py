@@ -20,7 +20,6 @@ class Limited:
         code: its exit code; −9 where the kernel killed it at the limit.
         wall_s: from start to end.
         peak_nbytes: most memory of the group at once: resident pages, page cache and the kernel's own for it.
-        pressed: how often the limit was reached: files in the page cache had to go, or worse.
         version: of the control group.
         out, err: what it printed.
     """
@@ -28,7 +27,6 @@ class Limited:
     code: int
     wall_s: float
     peak_nbytes: int
-    pressed: int
     version: int
     out: str
     err: str
@@ -53,7 +51,7 @@ def run_limited(command: Sequence[str], nbytes: int, environment: Mapping[str, s
         )
         wall = time.perf_counter() - started
         peak = int((group / ("memory.peak" if version == 2 else "memory.max_usage_in_bytes")).read_text())
-        return Limited(done.returncode, wall, peak, _pressed(group, version), version, done.stdout, done.stderr)
+        return Limited(done.returncode, wall, peak, version, done.stdout, done.stderr)
     finally:
         group.rmdir()
 
@@ -76,13 +74,6 @@ def _make(nbytes: int) -> tuple[int, Path]:
     except OSError as error:
         raise SystemExit(f"a control group cannot be made here ({error}); run it as root") from None
     return version, group
-
-
-def _pressed(group: Path, version: int) -> int:
-    if version == 1:
-        return int(_text(group / "memory.failcnt") or 0)
-    events = dict(line.split() for line in _text(group / "memory.events").splitlines())
-    return int(events.get("max", 0))
 
 
 def _text(path: Path) -> str:

@@ -43,7 +43,7 @@ def compress(weights: Path, arguments: list[str], limit: int, folder: Path) -> L
 
 def claims_of(name: str, run: Limited, limit: int, folder: Path) -> list[Claim]:
     """What was asked of one run."""
-    told = f"{format_size(run.peak_nbytes)} at most, limit reached {run.pressed} times, {run.wall_s:.0f} s"
+    told = f"{format_size(run.peak_nbytes)} at most, {run.wall_s:.0f} s"
     if run.code not in (0, 3):
         last = run.err.strip().splitlines()[-1:] or ["killed"]
         return [Claim(name, f"done within {format_size(limit)}", f"ended with {run.code}: {last[0]}; {told}", False)]
@@ -72,7 +72,7 @@ def main() -> None:
             run = compress(weights, [*each, *args.arguments], limit, Path(folder))
             claims += claims_of(" ".join(each), run, limit, Path(folder))
         runs[" ".join(each)] = {
-            "code": run.code, "wall_s": run.wall_s, "peak_nbytes": run.peak_nbytes, "pressed": run.pressed,
+            "code": run.code, "wall_s": run.wall_s, "peak_nbytes": run.peak_nbytes,
             "cgroup": run.version,
         }  # fmt: skip
         print(claims[-1].what, claims[-1].measured, flush=True)
