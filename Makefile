@@ -4,6 +4,7 @@
 #   make test     install with the developers' tools, run all tests
 #   make check    style, import layers, types
 #   make web      fetch the browser's runtimes for smidgen serve (needs npm)
+#   make arm64    an ARM64 root, emulated, in build/arm64: with it "make test" runs a bundle there too (700 MB)
 #   make clean    remove what make made
 
 PYTHON ?= python3
@@ -23,7 +24,7 @@ DEV := $(VENV)/.installed-dev-$(KEY)
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check format web clean
+.PHONY: demo test check format web arm64 clean
 
 demo: $(DEMO)
 	$(BIN)/smidgen demo $(ARGS)
@@ -36,6 +37,9 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright --warnings
+
+arm64: $(DEV)
+	PYTHON=$(BIN)/python tools/arm64_root.sh
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from smidgen.model.load import load_network
     from smidgen.model.replace import rebuild_network
     from smidgen.pipeline import apply, compress
+    from smidgen.pipeline.bench import bench
+    from smidgen.pipeline.bundle import bundle, merge
     from smidgen.pipeline.downsample import downsample
     from smidgen.report.result import Result
 
@@ -30,9 +32,12 @@ _HOMES = {
     "SmidgenError": "errors",
     "UserError": "errors",
     "apply": "pipeline",
+    "bench": "pipeline.bench",
+    "bundle": "pipeline.bundle",
     "compress": "pipeline",
     "downsample": "pipeline.downsample",
     "load_network": "model.load",
+    "merge": "pipeline.bundle",
     "open_data": "data",
     "rebuild_network": "model.replace",
     "unpack": "export.archive",
@@ -40,7 +45,8 @@ _HOMES = {
 
 __all__ = [
     "Budget", "Dataset", "Preprocess", "Result", "SmidgenError", "UserError",
-    "apply", "compress", "downsample", "load_network", "open_data", "rebuild_network", "unpack",
+    "apply", "bench", "bundle", "compress", "downsample", "load_network", "merge", "open_data", "rebuild_network",
+    "unpack",
 ]  # fmt: skip
 
 

@@ -22,7 +22,10 @@ LARGEST_PLAN = 64 << 20  # bytes; a plan has one short entry a layer
 def compress(options: argparse.Namespace) -> int:
     """``smidgen compress``."""
     from smidgen import pipeline
+    from smidgen.measure.memory import spare
     from smidgen.pipeline.targets import check_targets
+
+    spare()
 
     budget = read_budget(options)
     targets = check_targets(options.target.split(","))
@@ -40,6 +43,7 @@ def compress(options: argparse.Namespace) -> int:
             settings=settings,
             rounding=options.rounding,
             target=targets,
+            max_ram=options.max_ram,
             guard=False if options.allow_slower else True if options.refuse_slower else None,
             **_work(options),
             progress=progress,

@@ -18,6 +18,8 @@ COMMANDS = {
     "apply": "carry out a saved plan.json again",
     "eval": "score any ONNX file in ONNX Runtime",
     "serve": "show original and smaller network side by side in a browser, on this machine or a phone",
+    "bench": "time files beside their original, on this machine",
+    "bundle": "pack a result for a device, with a script that measures it there; merge what came back",
     "unpack": "give back the ONNX file inside a .smidgen archive, to the bit",
     "demo": "train a small network on handwritten digits and compress it",
 }
@@ -107,7 +109,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         told = f"{text[0].upper()}{text[1:]}."
         commands[name] = inner.add_parser(name, help=text, description=told, allow_abbrev=False)
         _FILL[name](commands[name])
-        if name not in ("unpack", "serve"):
+        if name not in ("unpack", "serve", "bench", "bundle"):
             _add_computing(commands[name], seed=None if name == "apply" else 0)
         _add_common(commands[name])
     return parser, commands
@@ -139,6 +141,11 @@ def _compress(parser: argparse.ArgumentParser) -> None:
         "--target",
         default="onnx",
         help="file the budget binds: onnx, onnx-int8, onnx-w8, onnx-w4 or archive; of several with commas, the first",
+    )
+    parser.add_argument(
+        "--max-ram",
+        metavar="SIZE",
+        help="bytes that the target's activations may take at once, besides the budget: 64KiB",
     )
     slower = parser.add_mutually_exclusive_group()
     slower.add_argument("--allow-slower", action="store_true", help="take forms that run slower than their layer too")
@@ -200,6 +207,24 @@ def _address(text: str) -> str:
         raise argparse.ArgumentTypeError(f"'{text}' is no IP address; name the folder before --host") from None
 
 
+def _bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", metavar="FILE", nargs="+", help="files to time, each in the runtime its name says")
+    parser.add_argument("--against", metavar="ORIGINAL", help="the original they are compared with (the first file)")
+    _add_data(parser, test=False, split="the test split where the file has one")
+    parser.add_argument("--threads", metavar="COUNTS", default="1", help="of the runtime: 1, or several: 1,2,4")
+    parser.add_argument("--repeats", metavar="N", type=int, default=5, help="measurements of each file (5)")
+    parser.add_argument("-o", "--output", metavar="FILE.json", help="where the record goes (default: nowhere)")
+
+
+def _bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="what compress wrote")
+    parser.add_argument("-o", "--output", metavar="BUNDLE", help="folder to write, and to copy to the device")
+    parser.add_argument("--against", metavar="ORIGINAL", help="the original, to compare with there")
+    parser.add_argument("--samples", metavar="N", type=int, default=16, help="inputs that travel (16)")
+    parser.add_argument("--merge", metavar="RESULTS.json", nargs="+", help="take a device's results into FOLDER")
+    _add_data(parser, test=False, split="the test split where the file has one")
+
+
 def _unpack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.smidgen", help="archive to unpack")
     parser.add_argument("-o", "--output", metavar="FILE.onnx", help="file to write (default: beside the archive)")
@@ -213,7 +238,8 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 _FILL = {
     "compress": _compress, "inspect": _inspect, "downsample": _downsample, "apply": _apply, "eval": _eval,
-    "serve": _serve, "unpack": _unpack, "demo": _demo,
+    "serve": _serve,
+    "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo,
 }  # fmt: skip
 
 

@@ -10,11 +10,12 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from smidgen.data import Dataset, check_inputs, check_labels
-from smidgen.errors import DataError, LoadError
+from smidgen.data import Dataset, check_labels
+from smidgen.errors import LoadError
 from smidgen.measure.memory import UNKNOWN, peak_rss_bytes
 from smidgen.measure.scores import load_metric
-from smidgen.pipeline import Progress
+from smidgen.pipeline.samples import sample_inputs
+from smidgen.pipeline.task import Progress
 from smidgen.report.record import measure_files, versions
 from smidgen.report.table import render_table
 from smidgen.runtimes.opening import Runner, open_file
@@ -45,7 +46,7 @@ def score_files(
     one = np.zeros(0)
     for path in paths.values():
         with open_file(path, threads) as runner:
-            one = _one_input(runner, data)
+            one = sample_inputs(runner, data)
             _check(runner, data, one, metric)
     judged = None if metric is None else load_metric(metric)
     progress("measure", 0, 1)
@@ -64,20 +65,8 @@ def score_files(
     }
 
 
-def _one_input(runner: Runner, data: Dataset | None) -> np.ndarray:
-    if data is not None:
-        return next(iter(data.take([0]).batches(1)))
-    shape = runner.input_shape[1:]
-    if any(side is None for side in shape):
-        raise DataError(f"eval: '{runner.path.name}' does not tell its input's shape; give --data")
-    generator = np.random.default_rng(0)
-    return generator.random((1, *[int(side or 1) for side in shape]), dtype=np.float32)
-
-
 def _check(runner: Runner, data: Dataset | None, one: np.ndarray, metric: str | None) -> None:
     """Told now in terms of the data, not later in the runtime's."""
-    if data is not None:
-        check_inputs(data, runner.input_shape)
     answers = runner.run(one)
     if data is None or data.labels is None or metric is not None or len(answers) != 1:
         return

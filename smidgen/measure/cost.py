@@ -10,6 +10,7 @@ for one sample; their quantized siblings (QLinearConv, ConvInteger, QLinearMatMu
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ _INTEGER_WEIGHTS = {
     "ConvInteger": (1,),
     "MatMulInteger": (0, 1),
 }
-_COUNTED = frozenset({*_CONV, *_MATMUL, "ConvTranspose", "Gemm", "MatMulNBits"})
+# Operators that multiply.
+COUNTED = frozenset({*_CONV, *_MATMUL, "ConvTranspose", "Gemm", "MatMulNBits"})
 
 # Shapes, pads and slices are a few numbers an axis; anything larger is data, and folding it would only cost time.
 _SHAPE_ARITHMETIC = 64
@@ -124,15 +126,16 @@ def _macs(model: onnx.ModelProto) -> int | None:
     shapes = _shapes(model)
     total = 0
     for node in model.graph.node:
-        if node.op_type in _COUNTED:
-            macs = _node_macs(node, shapes)
+        if node.op_type in COUNTED:
+            macs = node_macs(node, shapes)
             if macs is None:
                 return None
             total += macs
     return total
 
 
-def _node_macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int | None:
+def node_macs(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:
+    """Multiply-accumulates of a node that multiplies, None where a shape is missing."""
     kind = node.op_type
     given = [shapes.get(name) for name in node.input]
     out = shapes.get(node.output[0])

@@ -81,7 +81,9 @@ def _replaceable(model: nn.Module, sites: list[Site], example: Tensor) -> list[S
 
 def _runs(model: nn.Module, wrapped: list[str], example: Tensor) -> bool:
     """Whether the network runs when each of these layers is inside an ``nn.Sequential``."""
-    trial = copy.deepcopy(model)
+    # Modules are copied, what they hold is not: it is only read.
+    held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    trial = copy.deepcopy(model, held)
     for name in wrapped:
         parent, _, leaf = name.rpartition(".")
         if not leaf:

@@ -23,6 +23,7 @@ from smidgen.errors import BudgetError, PlanError
 from smidgen.measure.scores import Metric
 from smidgen.methods import Method, Rounding, roundings
 from smidgen.methods._ranks import told_ranks
+from smidgen.pipeline.ledger import parse_ram, with_ledger
 from smidgen.pipeline.targets import check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
 from smidgen.pipeline.times import with_times
@@ -60,6 +61,7 @@ def compress(
     device: str = "cpu",
     seed: int = 0,
     guard: bool | None = None,
+    max_ram: int | str | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result:
     """Make a trained network smaller within a budget.
@@ -86,6 +88,8 @@ def compress(
         device: where curvature, methods and refits compute.
         seed: of everything drawn.
         guard: leave out forms that measure slower here than the layer they replace; see `guards` for the default.
+        max_ram: bytes, or text such as "64 KiB", that the activations of the target's file may take at once; where they
+            take more the budget is not met.
         progress: called with (stage, done, total).
 
     Returns:
@@ -101,7 +105,7 @@ def compress(
     True
     """
     started = time.perf_counter()
-    targets = check_targets(target, data=data is not None)
+    targets, most = check_targets(target, data=data is not None), parse_ram(max_ram)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     budget = budget or Budget()
     _check_budget(budget, task)
@@ -113,7 +117,7 @@ def compress(
             options = with_times(options, task.threads, progress)
         work = Workshop(task, options, refit, progress, budget, targets=targets)
         outcome = search(work, budget, guarded(options) if guard else options, chosen)
-        return work.finish(outcome, budget, time.perf_counter() - started)
+        return with_ledger(work.finish(outcome, budget, time.perf_counter() - started), work.original, most)
 
 
 def guards(budget: Budget, target: str) -> bool:
@@ -169,7 +173,7 @@ def apply(
         work = Workshop(task, options, refit, progress, targets=targets, mode=mode)
         trial = work.trial(replace(parsed, **work.circumstances))
         outcome = Outcome(trial, met=True, note=_differences(parsed, trial.plan))
-        return work.finish(outcome, Budget(), time.perf_counter() - started)
+        return with_ledger(work.finish(outcome, Budget(), time.perf_counter() - started), work.original)
 
 
 def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, Method | Rounding]) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 from smidgen.data import Dataset, Roles, as_dataset, check_inputs, check_labels, open_data, split_roles
 from smidgen.errors import DataError
 from smidgen.export.prepare import Prepared, prepare
+from smidgen.measure.memory import release
 from smidgen.measure.scores import Metric, load_metric
 from smidgen.model.load import Network, load_network
 
@@ -51,13 +52,15 @@ def open_task(
 ) -> Task:
     """Open and check everything before any work starts; see `compress` for the arguments."""
     network = load_network(model, weights)
-    given, kept = (None if d is None else _as_data(d) for d in (data, test))
+    given, kept = (None if d is None else as_data(d) for d in (data, test))
     for one in (given, kept):
         if one is not None and network.input_shape:
             check_inputs(one, network.input_shape)
     roles = None if given is None else split_roles(given, test=kept, seed=seed)
     example = _example(network, given or kept, example)
     prepared = prepare(network, example)
+    network = replace(network, module=prepared.module)  # the unfolded one is not needed any more
+    release()
     _check_classes(prepared, given, kept, example, metric)
     if isinstance(metric, str):
         metric = load_metric(metric)
@@ -68,7 +71,8 @@ def open_task(
     )  # fmt: skip
 
 
-def _as_data(given: Data) -> Dataset:
+def as_data(given: Data) -> Dataset:
+    """A path opened, a `Dataset` as it is, anything else from Python made one."""
     if isinstance(given, Dataset):
         return given
     return open_data(given) if isinstance(given, (str, Path)) else as_dataset(given)

@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from smidgen.report import wording
+from smidgen.report.devices import devices_table
+from smidgen.report.ledger import ledger_table
 
 # Wide enough for a table of four targets; a terminal that is narrower wraps for itself.
 _TEXT_WIDTH = 120
@@ -88,7 +90,7 @@ def _layer_ms(layer: dict[str, Any]) -> str:
 
 
 def to_text(result: dict[str, Any]) -> str:
-    """Both tables as plain text, without colours or trailing blanks.
+    """All tables as plain text, without colours or trailing blanks.
 
     >>> print(to_text({"original": {"path": "a.onnx", "nbytes": 4000}, "files": {}}).splitlines()[3])
     │ file │   a.onnx │
@@ -96,6 +98,10 @@ def to_text(result: dict[str, Any]) -> str:
     parts: list[RenderableType] = [render_table(result)]
     if result.get("layers"):
         parts.append(layers_table(result))
+    if result.get("ledger"):
+        parts.append(ledger_table(result["ledger"]))
+    if result.get("devices"):
+        parts.append(devices_table(result["devices"]))
     stream = io.StringIO()
     Console(file=stream, width=_TEXT_WIDTH, color_system=None, legacy_windows=False).print(Group(*parts))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())

@@ -8,7 +8,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from smidgen.errors import LoadError
-from smidgen.measure.activations import peak_activation_bytes
+from smidgen.measure.activations import peak_activation_bytes, peak_activations
 
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -86,3 +86,36 @@ def test_what_is_no_onnx_file(tmp_path):
     (tmp_path / "no.onnx").write_bytes(b"no")
     with pytest.raises(LoadError, match="not an ONNX file"):
         peak_activation_bytes(tmp_path / "no.onnx")
+
+
+def test_integer_weights_are_no_activations(tmp_path):
+    weights = [("q", np.zeros((256, 256), np.int8)), ("s", np.float32(0.1)), ("z", np.int8(0))]
+    nodes = [
+        node("Flatten", "x", "a"), node("DequantizeLinear", "q s z", "w"), node("MatMul", "a w", "b"),
+        node("Relu", "b", "y"),
+    ]  # fmt: skip
+    assert peak_activation_bytes(written(tmp_path, nodes, out=("n", 256), weights=weights)) == 2 * MAP
+
+
+def test_activations_of_integers_count_as_integers(tmp_path):
+    weights = [("k", np.zeros((8, 4, 1, 1), np.float32)), ("s", np.float32(0.1)), ("z", np.uint8(0))]
+    nodes = [
+        node("QuantizeLinear", "x s z", "x8"), node("DequantizeLinear", "x8 s z", "x_"),
+        node("Conv", "x_ k", "a"), node("Relu", "a", "b"), node("QuantizeLinear", "b s z", "b8"),
+        node("DequantizeLinear", "b8 s z", "b_"),
+        node("MaxPool", "b_", "c", kernel_shape=[2, 2], strides=[2, 2]), node("QuantizeLinear", "c s z", "c8"),
+        node("DequantizeLinear", "c8 s z", "y"),
+    ]  # fmt: skip
+    path = written(tmp_path, nodes, out=("n", 8, 4, 4), weights=weights)
+    peak = peak_activations(path)
+    # the float input beside its integers at first; later two integer maps, then the float result (half a map) alone
+    assert peak.nbytes == MAP + MAP // 4
+    assert peak.node == "QuantizeLinear 'x8'"
+    assert peak.tensors == (("x", MAP), ("x8", MAP // 4))
+
+
+def test_the_peak_names_its_tensors(tmp_path):
+    kernel = ("w", np.zeros((16, 4, 3, 3), np.float32))
+    nodes = [node("Conv", "x w", "a", pads=[1] * 4), node("MaxPool", "a", "y", kernel_shape=[2, 2], strides=[2, 2])]
+    peak = peak_activations(written(tmp_path, nodes, out=("n", 16, 4, 4), weights=[kernel]))
+    assert (peak.node, peak.tensors) == ("Conv 'a'", (("a", 4 * MAP), ("x", MAP)))

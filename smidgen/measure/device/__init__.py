@@ -1,0 +1,1 @@
+"""Scripts that travel with a bundle to the device; they import nothing of smidgen."""
