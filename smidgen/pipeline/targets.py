@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from smidgen.budget import parse_target
@@ -17,11 +18,14 @@ from smidgen.export.files import write_bytes
 from smidgen.export.onnx import integer_tensors, write
 from smidgen.export.onnx_strip import shortened
 from smidgen.export.prepare import Prepared
+from smidgen.export.tflite import write_tflite
 from smidgen.forms import leaves, width
+from smidgen.runtimes.tflite_file import require_litert
 from smidgen.site import Stored
 
 FILES = {
     "onnx": "model.onnx", "archive": "model.smidgen", "onnx-w8": "model.w8.onnx", "onnx-w4": "model.w4.onnx",
+    "tflite": "model.tflite", "tflite-int8": "model.int8.tflite",
 }  # fmt: skip
 ALWAYS = ("onnx", "archive")  # written whatever the target: the table shows the archive's bytes beside the others'
 
@@ -39,6 +43,8 @@ def check_targets(names: str | Sequence[str]) -> tuple[str, ...]:
     for name in given:
         if parse_target(name) not in FILES:
             raise BudgetError(f"target: '{name}' is not written by this version; use one of {', '.join(FILES)}")
+        if name.startswith("tflite"):
+            require_litert(f"target: {name}", "litert_torch")  # said before an hour's work, not after
     if not given:
         raise BudgetError(f"target: none is given; use one of {', '.join(FILES)}")
     return given
@@ -97,9 +103,15 @@ def _widths(target: str) -> Callable[[Source, Path], None]:
     return writer
 
 
+def _tflite(source: Source, path: Path) -> None:
+    graph = source.prepared.base.proto.graph
+    ends = graph.input[0].name, tuple(each.name for each in graph.output)
+    write_tflite(source.model, torch.from_numpy(source.example), path, *ends)
+
+
 # What writes a target's file, from its source to a path.
 _WRITERS: dict[str, Callable[[Source, Path], None]] = {
-    "archive": _archive, "onnx-w8": _widths("onnx-w8"), "onnx-w4": _widths("onnx-w4"),
+    "archive": _archive, "onnx-w8": _widths("onnx-w8"), "onnx-w4": _widths("onnx-w4"), "tflite": _tflite,
 }  # fmt: skip
 
 

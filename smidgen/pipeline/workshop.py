@@ -73,10 +73,11 @@ def candidates(
     """
     # One rounding prices every rank of an SVD; each rank of the others is rounded by itself, which takes three times as
     # long for little (ResNet-20 at 60 kB: one layer of twenty takes one). Who names them gets them.
-    wanted = "svd" if methods == "auto" and target != "onnx" else methods
+    integers = target == "archive" or target in WIDTHS
+    wanted = "svd" if methods == "auto" and integers else methods
     asked, allowed = choose_methods(wanted, settings or {})
     how = choose_rounding(rounding, settings or {})
-    chosen: dict[str, Method | Rounding] = {**asked} if target == "onnx" else {**asked, how.name: how}
+    chosen: dict[str, Method | Rounding] = {**asked, how.name: how} if integers else {**asked}
     sites = task.prepared.sites
     with Threads(task.threads):
         curvatures = _curvatures(task, progress)
