@@ -13,7 +13,9 @@ from smidgen.forms.types import Form, Quantized
 LAYER_OVERHEAD = {"linear": 60, "conv": 105, "conv_transpose": 120}
 FLOAT_BYTES = 4
 # Widths of integers that a target's file can hold beside floats, the narrowest first.
-WIDTHS: dict[str, tuple[int, ...]] = {"onnx-w8": (8,), "onnx-w4": (4, 8)}
+WIDTHS: dict[str, tuple[int, ...]] = {"onnx-w8": (8,), "onnx-w4": (4, 8), "tflite-int8": (8,)}
+# Those whose file computes in integers: a layer that keeps its floats would cost time, and is not on offer.
+STATIC = frozenset({"tflite-int8"})
 # Bytes a weight of integers adds beside them and its scales: a DequantizeLinear node, its names, the scales' header.
 # Measured on written files (61 for a convolution and a Gemm, 48 for a MatMul, whose axis is the default).
 WIDTH_OVERHEAD = 61

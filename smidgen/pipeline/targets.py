@@ -11,15 +11,17 @@ import torch
 from torch import nn
 
 from smidgen.budget import parse_target
+from smidgen.calibrate.tflite_ranges import activation_ranges
 from smidgen.data import Dataset
-from smidgen.errors import BudgetError
+from smidgen.errors import BudgetError, DataError
 from smidgen.export.archive import pack_archive, unpack_archive
 from smidgen.export.files import write_bytes
 from smidgen.export.onnx import integer_tensors, write
 from smidgen.export.onnx_strip import shortened
 from smidgen.export.prepare import Prepared
-from smidgen.export.tflite import write_tflite
-from smidgen.forms import leaves, width
+from smidgen.export.tflite import to_tflite
+from smidgen.export.tflite_int8 import quantized
+from smidgen.forms import STATIC, Quantized, leaves, width
 from smidgen.runtimes.tflite_file import require_litert
 from smidgen.site import Stored
 
@@ -48,6 +50,18 @@ def check_targets(names: str | Sequence[str]) -> tuple[str, ...]:
     if not given:
         raise BudgetError(f"target: none is given; use one of {', '.join(FILES)}")
     return given
+
+
+def check_given(targets: Sequence[str], inputs: object) -> None:
+    """DataError where a target needs inputs and none are given.
+
+    >>> check_given(["onnx", "tflite-int8"], None)
+    Traceback (most recent call last):
+    smidgen.errors.DataError: target: tflite-int8 needs inputs, to measure the activations' ranges; give --data
+    """
+    for name in targets:
+        if name in STATIC and inputs is None:
+            raise DataError(f"target: {name} needs inputs, to measure the activations' ranges; give --data")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +118,27 @@ def _widths(target: str) -> Callable[[Source, Path], None]:
 
 
 def _tflite(source: Source, path: Path) -> None:
+    write_bytes(_floats(source), path)
+
+
+def _floats(source: Source) -> bytes:
     graph = source.prepared.base.proto.graph
     ends = graph.input[0].name, tuple(each.name for each in graph.output)
-    write_tflite(source.model, torch.from_numpy(source.example), path, *ends)
+    return to_tflite(source.model, torch.from_numpy(source.example), *ends)
+
+
+def _tflite_int8(source: Source, path: Path) -> None:
+    assert source.inputs is not None  # `check_given` saw to it
+    floats = _floats(source)
+    held = [leaf for one in source.stored.values() for leaf in leaves(one.form)]
+    integers = [leaf.integers for leaf in held if isinstance(leaf, Quantized) and width(leaf, "tflite-int8")]
+    write_bytes(quantized(floats, activation_ranges(floats, source.inputs), integers), path)
 
 
 # What writes a target's file, from its source to a path.
 _WRITERS: dict[str, Callable[[Source, Path], None]] = {
     "archive": _archive, "onnx-w8": _widths("onnx-w8"), "onnx-w4": _widths("onnx-w4"), "tflite": _tflite,
+    "tflite-int8": _tflite_int8,
 }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
     loss(form, bits) = loss of the form + ½ Σ_i g_i (ΔW A ΔWᵀ)_ii of its leaves' rounding
 
-The floats stay on offer beside them, so one file mixes both by price. Bytes are those of the file, known beforehand.
+The floats stay on offer beside them, so one file mixes both by price; not where the file computes in integers, there
+the layer as it is has them too. Bytes are those of the file, known beforehand.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from smidgen.errors import Refusal
-from smidgen.forms import WIDTHS, LowRank, nbytes
+from smidgen.forms import STATIC, WIDTHS, LowRank, nbytes
 from smidgen.methods import Family, Rounding
 from smidgen.planning.candidates import Label, Options
 from smidgen.planning.metric import metric_of
@@ -39,7 +40,10 @@ def with_widths(option: Options, curvature: Curvature, method: Rounding, target:
     except Refusal as refusal:
         return replace(option, refusals={**option.refusals, method.name: str(refusal)})
     floats = zip(option.losses.tolist(), option.sizes.tolist(), option.labels, strict=True)
-    kept = frontier([*floats, *(e for e in entries if e[1] < option.sizes[0])])
+    if target in STATIC:
+        kept = frontier([*entries[:1], *(e for e in entries[1:] if e[1] < entries[0][1])])
+    else:
+        kept = frontier([*floats, *(e for e in entries if e[1] < option.sizes[0])])
     return replace(
         option, precision=precision, worth=curvature.loss(precision.weight),
         losses=np.array([e[0] for e in kept]), sizes=np.array([e[1] for e in kept]), labels=tuple(e[2] for e in kept),

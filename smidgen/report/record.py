@@ -139,7 +139,7 @@ def record(
     values = measured["kl"] is None and measured["output_error"] is not None
     unit = "half the normalised squared error" if values else "nats"
     unit = "relative error" if roles is None else unit
-    outside = original["nbytes"] - sum(int(o.sizes[0]) for o in options)
+    outside = original["nbytes"] - sum(nbytes(Dense(o.site.weight), o.site.geometry) for o in options)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
