@@ -10,16 +10,18 @@ arXiv:1810.05723, derive it from a distribution; here it is the values' own).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
 from smidgen.data import Dataset
 from smidgen.runtimes.litert import interpreter_of
-from smidgen.runtimes.tflite_file import CHANNELS_LAST, names_of, parse
+from smidgen.runtimes.tflite_file import CHANNELS_LAST, number_of, parse
 
 Range = tuple[float, float]
 Choice = Literal["minmax", "mse"]
+CHOICES: tuple[Choice, ...] = get_args(Choice)
 
 INPUTS = 128  # calibration inputs run at most
 SAMPLE = 1 << 15  # values of a tensor that a range is searched on
@@ -27,31 +29,47 @@ SHARES = np.linspace(1.0, 0.2, 33)  # of an end's distance from zero
 LEVELS = 255  # steps of eight bits
 
 
-def activation_ranges(content: bytes, inputs: Dataset, choice: Choice = "mse", most: int = INPUTS) -> dict[int, Range]:
-    """Range of every float tensor that a file computes, by the tensor's number, its input's among them.
+def observe(content: bytes, inputs: Dataset, most: int = INPUTS) -> Activations:
+    """Run a file on calibration inputs and keep what its tensors held.
 
     Args:
         content: a TFLite file of floats.
         inputs: calibration inputs, as the network takes them.
-        choice: how a range is chosen; the file's inputs and outputs keep all they take.
         most: inputs run at most.
     """
     model = parse(content)
     graph = model.subgraphs[0]
-    float32 = next(value for value, name in names_of("TensorType").items() if name == "FLOAT32")
+    float32 = number_of("TensorType", "FLOAT32")
     computed = [int(i) for operator in graph.operators for i in operator.outputs]
     watched = [i for i in [*map(int, graph.inputs), *computed] if graph.tensors[i].type == float32]
-    seen = {i: _Seen(min(most, len(inputs))) for i in watched}
+    count = min(most, len(inputs))
+    seen = {i: _Seen(count) for i in watched}
     interpreter = interpreter_of(content, every_tensor=True)
-    taken = int(graph.inputs[0])
     last = model.description in (CHANNELS_LAST, CHANNELS_LAST.encode())
-    for batch in inputs.array(0, min(most, len(inputs))).batches(1):
-        interpreter.set_tensor(taken, np.ascontiguousarray(np.moveaxis(batch, 1, -1) if last else batch, np.float32))
+    for batch in inputs.array(0, count).batches(1):
+        fed = np.moveaxis(batch, 1, -1) if last else batch
+        interpreter.set_tensor(int(graph.inputs[0]), np.ascontiguousarray(fed, np.float32))
         interpreter.invoke()
         for i, each in seen.items():
             each.add(interpreter.get_tensor(i))
-    ends = {*map(int, graph.inputs), *map(int, graph.outputs)}
-    return {i: each.range("minmax" if i in ends else choice) for i, each in seen.items()}
+    return Activations(seen, frozenset(int(i) for i in [*graph.inputs, *graph.outputs]))
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """What the tensors of a file held.
+
+    Args:
+        seen: by the tensor's number.
+        ends: the file's inputs and outputs, which keep all they take.
+    """
+
+    seen: Mapping[int, _Seen]
+    ends: frozenset[int]
+
+    def ranges(self, choice: Choice) -> dict[int, Range]:
+        """Range of every tensor by its number, chosen in one of the two ways."""
+        return {i: each.range("minmax" if i in self.ends else choice) for i, each in self.seen.items()}
 
 
 class _Seen:

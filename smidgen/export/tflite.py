@@ -22,6 +22,7 @@ from torch import nn
 
 from smidgen.errors import LoadError
 from smidgen.export.files import write_bytes
+from smidgen.export.tflite_graph import drop_flattening, drop_transposes
 from smidgen.runtimes.silence import silent
 from smidgen.runtimes.tflite_file import CHANNELS_LAST, parse, require_litert, serialise, strip
 
@@ -51,14 +52,28 @@ def write_tflite(
 
 
 def to_tflite(
-    model: nn.Module, example: torch.Tensor, input_name: str = "input", output_names: tuple[str, ...] = ()
+    model: nn.Module,
+    example: torch.Tensor,
+    input_name: str = "input",
+    output_names: tuple[str, ...] = (),
+    *,
+    columns: bool = True,
 ) -> bytes:
-    """The file that `write_tflite` writes."""
+    """The file that `write_tflite` writes.
+
+    Args:
+        model, example, input_name, output_names: see there.
+        columns: change the order of a dense layer's columns where that spares an operator; `quantized` does it later,
+            when it has found the weights.
+    """
     require_litert("export", "litert_torch")
     network, x = copy.deepcopy(model).cpu().eval(), example[:1].detach().cpu()
     turned = takes_channels_first(tuple(x.shape))
     converted = parse(_converted(network, x, turned))
     names = output_names or tuple(f"output{i or ''}" for i in range(len(converted.subgraphs[0].outputs)))
+    drop_transposes(converted)
+    if columns:
+        drop_flattening(converted)
     strip(converted, (input_name,), names)
     converted.description = CHANNELS_LAST if turned else None
     return serialise(converted)

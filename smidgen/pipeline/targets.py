@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from smidgen.budget import parse_target
-from smidgen.calibrate.tflite_ranges import activation_ranges
 from smidgen.data import Dataset
 from smidgen.errors import BudgetError, DataError
 from smidgen.export.archive import pack_archive, unpack_archive
@@ -20,7 +19,7 @@ from smidgen.export.onnx import integer_tensors, write
 from smidgen.export.onnx_strip import shortened
 from smidgen.export.prepare import Prepared
 from smidgen.export.tflite import to_tflite
-from smidgen.export.tflite_int8 import quantized
+from smidgen.export.tflite_int8 import calibrated
 from smidgen.forms import STATIC, Quantized, leaves, width
 from smidgen.runtimes.tflite_file import require_litert
 from smidgen.site import Stored
@@ -118,21 +117,21 @@ def _widths(target: str) -> Callable[[Source, Path], None]:
 
 
 def _tflite(source: Source, path: Path) -> None:
-    write_bytes(_floats(source), path)
+    write_bytes(_floats(source, columns=True), path)
 
 
-def _floats(source: Source) -> bytes:
+def _floats(source: Source, *, columns: bool) -> bytes:
     graph = source.prepared.base.proto.graph
     ends = graph.input[0].name, tuple(each.name for each in graph.output)
-    return to_tflite(source.model, torch.from_numpy(source.example), *ends)
+    return to_tflite(source.model, torch.from_numpy(source.example), *ends, columns=columns)
 
 
 def _tflite_int8(source: Source, path: Path) -> None:
     assert source.inputs is not None  # `check_given` saw to it
-    floats = _floats(source)
+    floats = _floats(source, columns=False)
     held = [leaf for one in source.stored.values() for leaf in leaves(one.form)]
     integers = [leaf.integers for leaf in held if isinstance(leaf, Quantized) and width(leaf, "tflite-int8")]
-    write_bytes(quantized(floats, activation_ranges(floats, source.inputs), integers), path)
+    write_bytes(calibrated(floats, source.inputs, integers, source.threads), path)
 
 
 # What writes a target's file, from its source to a path.

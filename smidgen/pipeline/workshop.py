@@ -20,7 +20,7 @@ from smidgen.calibrate.norms import curvature_of
 from smidgen.data import Dataset
 from smidgen.errors import VerificationError
 from smidgen.export.onnx import write
-from smidgen.forms import STATIC, WIDTHS, Dense, macs
+from smidgen.forms import FLOATS, STATIC, WIDTHS, Dense, macs
 from smidgen.measure.latency import Latency
 from smidgen.measure.memory import release
 from smidgen.measure.scores import Judge
@@ -84,7 +84,10 @@ def candidates(
     with Threads(task.threads):
         curvatures = _curvatures(task, progress)
         tick = _ticks(progress, "candidates", len(sites))
-        options = gather(sites, curvatures, asked, allowed=allowed, device=task.device, seed=task.seed, tick=tick)
+        options = gather(
+            sites, curvatures, asked, allowed=allowed, target=target if target in {*FLOATS, *STATIC} else "onnx",
+            device=task.device, seed=task.seed, tick=tick,
+        )  # fmt: skip
         options = [_rounded(o, curvatures.get(o.site.name, weights_only(o.site)), how, target) for o in options]
         if task.roles is not None:
             # Not the inputs that the forms were fitted to: on those an overfitted layer looks free.

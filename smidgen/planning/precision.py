@@ -42,11 +42,13 @@ class Precision:
         site: the layer.
         metric: its A and G.
         method: how to round.
+        narrow: leaves of so many columns, or fewer, have one scale for all rows where their width is fixed.
     """
 
     site: Site
     metric: Metric
     method: Rounding
+    narrow: int = 0
 
     @property
     def weight(self) -> Tensor:
@@ -58,7 +60,8 @@ class Precision:
 
         def rounded(weight: Tensor, factors: list[Factor] | Tensor, rows: Tensor, window: int) -> Quantized:
             if bits is not None:
-                return self.method.fixed(weight, factors, bits)
+                shared = len(weight) == 1 and weight.shape[2] <= self.narrow
+                return self.method.fixed(weight, factors, bits, shared=shared)
             assert step is not None  # one of the two is given
             return self.method.rounded(weight, factors, rows, step, window)
 

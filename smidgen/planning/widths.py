@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from smidgen.errors import Refusal
-from smidgen.forms import STATIC, WIDTHS, LowRank, nbytes
+from smidgen.forms import NARROW, STATIC, WIDTHS, LowRank, nbytes
 from smidgen.methods import Family, Rounding
 from smidgen.planning.candidates import Label, Options
 from smidgen.planning.metric import metric_of
@@ -34,7 +34,7 @@ def with_widths(option: Options, curvature: Curvature, method: Rounding, target:
     reason = no_rounding(option.site, method)
     if reason is not None:
         return replace(option, refusals={**option.refusals, **reason})
-    precision = Precision(option.site, metric_of(option.site, curvature), method)
+    precision = Precision(option.site, metric_of(option.site, curvature), method, NARROW.get(target, 0))
     try:
         entries = [entry for bits in WIDTHS[target] for entry in _entries(option, precision, target, bits)]
     except Refusal as refusal:

@@ -9,6 +9,10 @@ its channels last, as phones do, and says so; ``run`` takes them first, as the n
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +22,19 @@ import numpy as np
 
 from smidgen.errors import DataError, LoadError
 from smidgen.runtimes.silence import silent
-from smidgen.runtimes.tflite_file import CHANNELS_LAST, parse, require_litert, serialise
+from smidgen.runtimes.tflite_file import CHANNELS_LAST, SOUND, parse, require_litert
+
+TRY_SECONDS = 120
+_TRY = """
+import sys
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(model_content=sys.stdin.buffer.read())
+interpreter.allocate_tensors()
+(taken,) = interpreter.get_input_details()
+interpreter.set_tensor(taken["index"], np.zeros(taken["shape"], taken["dtype"]))
+interpreter.invoke()
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +110,8 @@ class LiteRtRunner:
 def open_tflite(path: str | Path, threads: int = 1) -> LiteRtRunner:
     """Open ``path`` in LiteRT: CPU, ``threads`` threads inside an operator, XNNPACK where it knows the operator.
 
-    The file is read and checked first; LiteRT gets what was understood of it, since it trusts what it is given.
+    The file is read and checked first, and a file that this process did not write is tried in another process, since
+    LiteRT trusts what it is given.
 
     Returns:
         The runner.
@@ -106,20 +123,32 @@ def open_tflite(path: str | Path, threads: int = 1) -> LiteRtRunner:
     if not path.is_file():
         raise LoadError(f"runtime: no file '{path}'; check the path")
     require_litert(f"runtime: '{path.name}'")
-    model = parse(path.read_bytes(), f"'{path}'")
-    taken = model.subgraphs[0].inputs
-    if taken is None or len(taken) != 1 or model.subgraphs[0].outputs is None:
-        count = 0 if taken is None else len(taken)
+    return runner_of(path.read_bytes(), threads, path)
+
+
+def runner_of(content: bytes, threads: int = 1, path: Path = Path("model.tflite")) -> LiteRtRunner:
+    """The runner of a file's content; see `open_tflite`.
+
+    Args:
+        content: of the file.
+        threads: inside an operator.
+        path: its name, for messages.
+    """
+    model = parse(content, f"'{path}'")
+    graph = model.subgraphs[0]
+    if graph.inputs is None or len(graph.inputs) != 1 or graph.outputs is None or not len(graph.outputs):
+        count = 0 if graph.inputs is None else len(graph.inputs)
         raise LoadError(f"runtime: '{path}' has {count} inputs; give a network with one, and an output")
+    _survives(content, path)
     try:
-        interpreter = interpreter_of(serialise(model), threads)
+        interpreter = interpreter_of(content, threads)
     except Exception as fault:  # the binding raises its own types
         raise LoadError(f"runtime: LiteRT cannot open '{path}': {_one_line(fault)}") from None
     (details,) = interpreter.get_input_details()
     shape = tuple(int(size) for size in details["shape"])
-    last = len(shape) > 2 and model.description in (CHANNELS_LAST, CHANNELS_LAST.encode())
     if not shape:
         raise LoadError(f"runtime: the input of '{path}' is a lone number; give a network that takes a batch")
+    last = len(shape) > 2 and model.description in (CHANNELS_LAST, CHANNELS_LAST.encode())
     return LiteRtRunner(
         path=path,
         input_name=details["name"],
@@ -129,6 +158,28 @@ def open_tflite(path: str | Path, threads: int = 1) -> LiteRtRunner:
         channels_last=last,
         _interpreter=[interpreter],
     )
+
+
+def _survives(content: bytes, path: Path) -> None:
+    """LoadError where LiteRT ends the process on this file.
+
+    It checks little of what it is given: a DEPTHWISE_CONV_2D with an input too few is a segmentation fault. So a file
+    that this process did not write, nor open before, is opened and run in another process first.
+    """
+    digest = hashlib.sha256(content).digest()
+    if digest in SOUND:
+        return
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TRY], input=content, capture_output=True, timeout=TRY_SECONDS, env=environment,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise LoadError(f"runtime: LiteRT takes more than {TRY_SECONDS} s for one input of '{path}'") from None
+    if done.returncode < 0:
+        raise LoadError(f"runtime: LiteRT crashes on '{path}' (signal {-done.returncode}); the file is damaged")
+    SOUND.add(digest)  # what is wrong otherwise is told by LiteRT, here as there
 
 
 def interpreter_of(content: bytes, threads: int = 1, *, every_tensor: bool = False) -> Any:
