@@ -116,11 +116,11 @@ def _reason(network: nn.Module, x: torch.Tensor, fault: Exception) -> str:
 def _layer_of(network: nn.Module, x: torch.Tensor, operator: str) -> str | None:
     try:
         with _quiet():
-            graph = torch.export.export(network, (x,)).run_decompositions({}).graph
+            graph = torch.export.export(network, (x,)).graph
     except Exception:  # what cannot be exported at all has no layers to name
         return None
     for node in graph.nodes:
-        if operator in str(node.target):
+        if operator.partition(".")[2].lstrip("_") in str(node.target):  # a decomposed one has an underscore more
             paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
             return paths[-1] if paths else None
     return None

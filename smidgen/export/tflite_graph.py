@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from smidgen.runtimes.tflite_file import constant, operator_name, schema
+from smidgen.runtimes.tflite_file import constant, names_of, operator_name, packed, schema
 
 
 class Graph:
@@ -61,7 +61,7 @@ class Graph:
     def with_values(self, i: int, values: np.ndarray) -> int:
         """A constant like another, of other values; a new one, since others may read that."""
         old, tensor, buffer = self.graph.tensors[i], schema().TensorT(), schema().BufferT()
-        buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+        buffer.data = packed(values, names_of("TensorType")[old.type])
         self.model.buffers.append(buffer)
         vars(tensor).update({**vars(old), "shape": list(values.shape), "buffer": len(self.model.buffers) - 1})
         self.graph.tensors.append(tensor)

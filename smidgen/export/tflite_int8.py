@@ -1,7 +1,7 @@
 """TFLite with integers: weights and activations of eight bits, float ends.
 
     x ≈ s_x (q_x − z_x)    activations, one scale and zero point a tensor
-    w ≈ s_i q_w            weights, a scale a row, symmetric
+    w ≈ s_i q_w            weights, a scale a row or one for all, symmetric; of four bits in dense layers that have such
     b ≈ s_x s_i q_b        biases, 32 bits
 
 (LiteRT 8-bit quantization specification.) Weights that are integers already go into the file as they are, found by
@@ -30,6 +30,7 @@ from smidgen.runtimes.tflite_file import (
     names_of,
     number_of,
     operator_name,
+    packed,
     parse,
     schema,
     serialise,
@@ -100,12 +101,11 @@ class Steps:
     def of(cls, low: float, high: float) -> Steps:
         """Of a range, widened to hold zero exactly.
 
-        >>> Steps.of(0.0, 25.5)
-        Steps(scale=0.1, zero=-128)
+        >>> Steps.of(-1.0, 0.9921875)
+        Steps(scale=0.0078125, zero=0)
         """
         low, high = min(low, 0.0), max(high, 0.0)
         scale = float(np.float32((high - low) / 255)) or 1 / 255
-        scale = round(scale, 12) if scale > 1e-6 else scale
         return cls(scale, int(np.clip(np.round(-128 - low / scale), -128, 127)))
 
     def stored(self, values: np.ndarray) -> np.ndarray:
@@ -156,7 +156,7 @@ class _Quantizer:
 
     def run(self) -> None:
         graph = self.graph = self.model.subgraphs[0]
-        self.kinds = {name: number_of("TensorType", name) for name in ("FLOAT32", "INT8", "INT32")}
+        self.kinds = {name: number_of("TensorType", name) for name in ("FLOAT32", "INT8", "INT32", "INT4")}
         operators = list(graph.operators)
         chosen = [n for n, operator in enumerate(operators) if id(operator) not in self.floats and self._can(operator)]
         self.steps = self._all_steps([operators[n] for n in chosen])
@@ -243,7 +243,10 @@ class _Quantizer:
         if np.ptp(scale) <= SAME * scale.max():  # one is said once
             scale = scale[:1]
         inputs[data] = self._eight(inputs[data], None)
-        inputs[weight] = self._add(_unrows(stored, values.shape, name), "INT8", scale, np.zeros(len(scale)), axis)
+        # Two in a byte where a dense layer's are so few; an odd row would end within one.
+        four = name == "FULLY_CONNECTED" and np.abs(stored).max(initial=0) < 8 and stored.shape[1] % 2 == 0
+        kind = "INT4" if four else "INT8"
+        inputs[weight] = self._add(_unrows(stored, values.shape, name), kind, scale, np.zeros(len(scale)), axis)
         if shift is not None:
             wide = scale.astype(np.float64) * steps.scale
             inputs[bias] = self._add(np.round(shift / wide).astype(np.int32), "INT32", wide, np.zeros(len(wide)), 0)
@@ -305,7 +308,7 @@ class _Quantizer:
     def _add(self, values: np.ndarray, kind: str, scale: Any, zero: Any, axis: int = 0) -> int:
         """A new constant."""
         tensor, buffer = schema().TensorT(), schema().BufferT()
-        buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+        buffer.data = packed(values, kind)
         self.model.buffers.append(buffer)
         tensor.shape, tensor.type, tensor.buffer = list(values.shape), self.kinds[kind], len(self.model.buffers) - 1
         tensor.quantization = _parameters(scale, zero, axis)

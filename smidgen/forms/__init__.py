@@ -11,7 +11,7 @@ Forms nest: every part is itself a form. What a form costs and what it computes 
 function each: `dense`, `stages`, `nbytes`, `macs`, `params`; never by the method that found it.
 """
 
-from smidgen.forms.cost import FLOATS, NARROW, STATIC, WIDTHS, macs, nbytes, params, width
+from smidgen.forms.cost import FLOATS, NARROW, STATIC, WIDTHS, macs, nbytes, params, width, widths
 from smidgen.forms.geometry import Geometry
 from smidgen.forms.rebuild import dense, describe, leaves, rank, replace_last, shape
 from smidgen.forms.scales import nearest_exponents, scales
@@ -21,5 +21,5 @@ from smidgen.forms.types import CP, Dense, Form, LowRank, Quantized, Spatial, Tu
 __all__ = [
     "CP", "FLOATS", "NARROW", "STATIC", "WIDTHS", "Dense", "Form", "Geometry", "LowRank", "Quantized", "Spatial", "Stage", "Tucker2",
     "dense", "describe", "hollow", "leaves", "macs", "nbytes", "nearest_exponents", "params", "rank", "replace_last",
-    "scales", "shape", "stages", "width",
+    "scales", "shape", "stages", "width", "widths",
 ]  # fmt: skip

@@ -17,12 +17,12 @@ TFLITE_OVERHEAD, TFLITE_INT8_OVERHEAD = 230, 300
 # Bytes of one row beside its integers: its scale, that of its bias, and zero points, which layers of equally many rows
 # share: LeNet 8, whose layers all differ, MobileNetV1 1.
 TFLITE_ROW = 4 + 4 + 2
-# Layers of so many columns, or fewer, have one scale for all rows, by target: ten bytes a row are more than its integers
-# gain by a scale of their own (the gender CNN at 30 kB, ROC AUC lost: NARROW_AUC).
-NARROW = {"tflite-int8": 16}
+# Layers of so many columns, or fewer, have one scale for all rows and eight bits where the file computes in integers: a
+# row's own scale takes ten bytes and more (the gender CNN at 30 kB: rank 7 of its largest layer fits, with them rank 5).
+NARROW = 16
 FLOAT_BYTES = 4
 # Widths of integers that a target's file can hold beside floats, the narrowest first.
-WIDTHS: dict[str, tuple[int, ...]] = {"onnx-w8": (8,), "onnx-w4": (4, 8), "tflite-int8": (8,)}
+WIDTHS: dict[str, tuple[int, ...]] = {"onnx-w8": (8,), "onnx-w4": (4, 8), "tflite-int8": (4, 8)}
 FLOATS = ("onnx", "tflite")  # targets whose file holds floats alone
 # Those whose file computes in integers: a layer that keeps its floats would cost time, and is not on offer.
 STATIC = frozenset({"tflite-int8"})
@@ -65,6 +65,23 @@ def nbytes(form: Form, geometry: Geometry, target: str = "onnx", bits: int | Non
     return sum(_stage_nbytes(s, bits or width(s.weight, target), target) for s in stages(form, geometry))
 
 
+def widths(geometry: Geometry, target: str) -> tuple[int, ...]:
+    """Widths of integers that a layer can take in a target's file.
+
+    LiteRT runs convolutions of four bits without XNNPACK, half as fast as of eight; dense layers as fast.
+
+    >>> widths(Geometry("linear", 30, 20), "tflite-int8"), widths(Geometry("conv", 3, 2, (3, 3)), "tflite-int8")
+    ((4, 8), (8,))
+    """
+    found = WIDTHS.get(target, ())
+    return found if target not in STATIC or geometry.kind == "linear" else tuple(b for b in found if b >= 8)
+
+
+def narrow(geometry: Geometry) -> bool:
+    """Whether a layer has so few columns that a scale for each row costs more than it gains; see `NARROW`."""
+    return geometry.groups == 1 and geometry.columns <= NARROW
+
+
 def width(form: Form, target: str) -> int | None:
     """Bits of each integer of a leaf in a target's file; None where the file holds its floats.
 
@@ -81,9 +98,12 @@ def width(form: Form, target: str) -> int | None:
 
 def _stage_nbytes(stage: Stage, bits: int | None, target: str) -> int:
     g = stage.geometry
-    if target.startswith("tflite"):
-        # In a file of integers a weight that has none yet is rounded as it is written.
-        return _tflite_nbytes(stage, bits or 8 if target in STATIC else None)
+    if target in STATIC:
+        # A weight that has no integers yet is rounded as it is written.
+        least = 8 if narrow(g) else widths(g, target)[0]
+        return _static_nbytes(stage, max(bits or 8, least))
+    if bits is None and target == "tflite":
+        return FLOAT_BYTES * stage.params + TFLITE_OVERHEAD
     if bits is None:
         return FLOAT_BYTES * stage.params + LAYER_OVERHEAD[g.kind]
     # Integers of four bits lie two in a byte; each row has a float32 scale.
@@ -91,9 +111,6 @@ def _stage_nbytes(stage: Stage, bits: int | None, target: str) -> int:
     return weights + FLOAT_BYTES * g.out_channels + WIDTH_OVERHEAD + LAYER_OVERHEAD[g.kind]
 
 
-def _tflite_nbytes(stage: Stage, bits: int | None) -> int:
-    if bits is None:
-        return FLOAT_BYTES * stage.params + TFLITE_OVERHEAD
-    g = stage.geometry
-    rows = 1 if g.groups == 1 and g.columns <= NARROW["tflite-int8"] else g.out_channels
+def _static_nbytes(stage: Stage, bits: int) -> int:
+    rows = 1 if narrow(stage.geometry) else stage.geometry.out_channels
     return -(-stage.params * bits // 8) + TFLITE_ROW * rows + TFLITE_INT8_OVERHEAD

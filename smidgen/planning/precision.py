@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smidgen.coding import cost_model
 from smidgen.errors import Refusal
-from smidgen.forms import Form, Geometry, LowRank, Quantized, dense, leaves
+from smidgen.forms import NARROW, Form, Geometry, LowRank, Quantized, dense, leaves
 from smidgen.methods import Family, Rounding
 from smidgen.numerics.cancellation import Factor
 from smidgen.planning.candidates import Label, Options
@@ -42,13 +42,14 @@ class Precision:
         site: the layer.
         metric: its A and G.
         method: how to round.
-        narrow: leaves of so many columns, or fewer, have one scale for all rows where their width is fixed.
+        static: whether the file computes in integers. Leaves of few columns have eight bits and one scale for all rows
+            then, and the activations between two factors equal energy.
     """
 
     site: Site
     metric: Metric
     method: Rounding
-    narrow: int = 0
+    static: bool = False
 
     @property
     def weight(self) -> Tensor:
@@ -60,8 +61,8 @@ class Precision:
 
         def rounded(weight: Tensor, factors: list[Factor] | Tensor, rows: Tensor, window: int) -> Quantized:
             if bits is not None:
-                shared = len(weight) == 1 and weight.shape[2] <= self.narrow
-                return self.method.fixed(weight, factors, bits, shared=shared)
+                shared = self.static and len(weight) == 1 and weight.shape[2] <= NARROW
+                return self.method.fixed(weight, factors, max(bits, 8) if shared else bits, shared=shared)
             assert step is not None  # one of the two is given
             return self.method.rounded(weight, factors, rows, step, window)
 
@@ -69,7 +70,9 @@ class Precision:
 
     def form(self, form: Form, step: float | None, bits: int | None = None) -> Form:
         """A form of the site with integers in its leaves, under the original's own moments."""
-        return round_form(form, self.weight, self.site.geometry, self.metric, self.leaf(step, bits))
+        return round_form(
+            form, self.weight, self.site.geometry, self.metric, self.leaf(step, bits), equal=self.static
+        )
 
 
 @dataclass(frozen=True, eq=False)

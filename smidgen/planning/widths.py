@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from smidgen.errors import Refusal
-from smidgen.forms import NARROW, STATIC, WIDTHS, LowRank, nbytes
+from smidgen.forms import STATIC, LowRank, nbytes, widths
 from smidgen.methods import Family, Rounding
 from smidgen.planning.candidates import Label, Options
 from smidgen.planning.metric import metric_of
@@ -29,19 +29,20 @@ def with_widths(option: Options, curvature: Curvature, method: Rounding, target:
         option: from `gather`.
         curvature: of the site.
         method: how to round.
-        target: one of `WIDTHS`.
+        target: one of `smidgen.forms.WIDTHS`.
     """
     reason = no_rounding(option.site, method)
     if reason is not None:
         return replace(option, refusals={**option.refusals, **reason})
-    precision = Precision(option.site, metric_of(option.site, curvature), method, NARROW.get(target, 0))
+    precision = Precision(option.site, metric_of(option.site, curvature), method, target in STATIC)
     try:
-        entries = [entry for bits in WIDTHS[target] for entry in _entries(option, precision, target, bits)]
+        entries = [entry for bits in widths(option.site.geometry, target) for entry in _entries(option, precision, target, bits)]
     except Refusal as refusal:
         return replace(option, refusals={**option.refusals, method.name: str(refusal)})
     floats = zip(option.losses.tolist(), option.sizes.tolist(), option.labels, strict=True)
     if target in STATIC:
-        kept = frontier([*entries[:1], *(e for e in entries[1:] if e[1] < entries[0][1])])
+        whole = next(e for e in reversed(entries) if e[2].method is None)  # of the most bits: the layer as it is
+        kept = frontier([whole, *(e for e in entries if e[1] < whole[1])])
     else:
         kept = frontier([*floats, *(e for e in entries if e[1] < option.sizes[0])])
     return replace(

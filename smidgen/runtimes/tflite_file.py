@@ -82,8 +82,24 @@ def constant(model: Any, tensor: Any) -> np.ndarray | None:
     data = stored_bytes(model, tensor)
     if data is None:
         return None
-    kind = np.dtype(names_of("TensorType")[tensor.type].lower())
-    return data.view(kind).reshape([] if tensor.shape is None else list(tensor.shape))
+    kind, shape = names_of("TensorType")[tensor.type], _listed(tensor.shape)
+    if kind == "INT4":
+        halves = np.stack([data & 15, data >> 4], axis=1).ravel()[: int(np.prod(shape, dtype=int))]
+        return (halves.astype(np.int8) ^ np.int8(8)).reshape(shape) - np.int8(8)
+    return data.view(np.dtype(kind.lower())).reshape(shape)
+
+
+def packed(values: np.ndarray, kind: str) -> np.ndarray:
+    """The bytes of a constant, uint8: those of the array, or two integers of four bits in one, the first below.
+
+    >>> packed(np.array([1, -1, 7], np.int8), "INT4").tolist()
+    [241, 7]
+    """
+    if kind == "INT4":
+        halves = np.zeros(values.size + values.size % 2, np.uint8)
+        halves[: values.size] = np.ascontiguousarray(values, np.int8).ravel().view(np.uint8) & 15
+        return halves[1::2] << 4 | halves[0::2]
+    return np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
 
 
 def parse(content: bytes, name: str = "the file") -> Any:
@@ -164,7 +180,8 @@ def _check_tensor(model: Any, tensor: Any) -> None:
     count = int(np.prod(np.array(shape, dtype=object), dtype=object)) if shape else 1
     if count >= 1 << 40:
         raise ValueError(f"a tensor has the shape {shape}")
-    if data is not None and kind in ITEM_NBYTES and len(data) != count * ITEM_NBYTES[kind]:
+    needed = -(-count // 2) if kind == "INT4" else count * ITEM_NBYTES.get(kind, 0)
+    if data is not None and (kind in ITEM_NBYTES or kind == "INT4") and len(data) != needed:
         raise ValueError(f"a tensor of {kind} {shape} has {len(data)} bytes")
 
 
