@@ -132,5 +132,3 @@ def joined(ranges: Mapping[int, Range], places: list[int]) -> Range | None:
     if not known:
         return None
     return min(0.0, *(low for low, _ in known)), max(0.0, *(high for _, high in known))
-
-

@@ -136,7 +136,8 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         default="onnx",
-        help="file the budget binds: onnx, onnx-w8, onnx-w4 or archive; several with commas, it binds the first",
+        help="file the budget binds: onnx, onnx-w8, onnx-w4, tflite, tflite-int8 or archive; several with commas, it "
+        "binds the first",
     )
     slower = parser.add_mutually_exclusive_group()
     slower.add_argument("--allow-slower", action="store_true", help="take forms that run slower than their layer too")

@@ -115,9 +115,9 @@ def _pads(graph: Graph, first: Any, order: tuple[int, ...]) -> None:
 
 def _back(graph: Graph, first: Any, order: tuple[int, ...]) -> None:
     for second in graph.readers(int(first.outputs[0])):
-        if graph.name(second) == "TRANSPOSE" and graph.order(second) == _inverse(order):
-            if not graph.returned(int(second.outputs[0])):
-                graph.read_instead(int(second.outputs[0]), int(first.inputs[0]))
+        back = graph.name(second) == "TRANSPOSE" and graph.order(second) == _inverse(order)
+        if back and not graph.returned(int(second.outputs[0])):
+            graph.read_instead(int(second.outputs[0]), int(first.inputs[0]))
 
 
 def _means(graph: Graph, first: Any, order: tuple[int, ...]) -> None:
@@ -185,4 +185,3 @@ def drop_clamps(model: Any, layers: Collection[str], floats: Collection[int]) ->
             # What it makes now is read by nothing.
             makers[int(operators[maker].outputs[0])] = maker
     graph.drop_unread()
-

@@ -27,7 +27,6 @@ from smidgen.runtimes.litert import runner_of
 from smidgen.runtimes.tflite_file import (
     NO_TENSOR,
     constant,
-    names_of,
     number_of,
     operator_name,
     packed,
@@ -68,8 +67,8 @@ EXACT = 1e-3  # of a step, by which a multiple of integers may differ from them:
 def calibrated(content: bytes, inputs: Dataset, integers: Sequence[np.ndarray] = (), threads: int = 1) -> bytes:
     """The file in integers of eight bits, with those ranges of its activations that cost it least.
 
-    Each way of choosing ranges is tried on calibration inputs: none is best for all networks (SqueezeNet and MobileNetV2
-    gain by clipping, ResNet-20 loses).
+    Each way of choosing ranges is tried on calibration inputs: none is best for all networks (SqueezeNet and
+    MobileNetV2 gain by clipping, ResNet-20 loses).
 
     Args:
         content, integers: see `quantized`.

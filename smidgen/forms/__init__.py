@@ -19,7 +19,7 @@ from smidgen.forms.stages import Stage, stages
 from smidgen.forms.types import CP, Dense, Form, LowRank, Quantized, Spatial, Tucker2, hollow
 
 __all__ = [
-    "CP", "FLOATS", "NARROW", "STATIC", "WIDTHS", "Dense", "Form", "Geometry", "LowRank", "Quantized", "Spatial", "Stage", "Tucker2",
-    "dense", "describe", "hollow", "leaves", "macs", "nbytes", "nearest_exponents", "params", "rank", "replace_last",
-    "scales", "shape", "stages", "width", "widths",
+    "CP", "FLOATS", "NARROW", "STATIC", "WIDTHS", "Dense", "Form", "Geometry", "LowRank", "Quantized", "Spatial",
+    "Stage", "Tucker2", "dense", "describe", "hollow", "leaves", "macs", "nbytes", "nearest_exponents", "params", "rank",
+    "replace_last", "scales", "shape", "stages", "width", "widths",
 ]  # fmt: skip

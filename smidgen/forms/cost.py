@@ -17,8 +17,8 @@ TFLITE_OVERHEAD, TFLITE_INT8_OVERHEAD = 230, 300
 # Bytes of one row beside its integers: its scale, that of its bias, and zero points, which layers of equally many rows
 # share: LeNet 8, whose layers all differ, MobileNetV1 1.
 TFLITE_ROW = 4 + 4 + 2
-# Layers of so many columns, or fewer, have one scale for all rows and eight bits where the file computes in integers: a
-# row's own scale takes ten bytes and more (the gender CNN at 30 kB: rank 7 of its largest layer fits, with them rank 5).
+# Layers of so many columns, or fewer, have one scale for all rows and eight bits where the file computes in integers:
+# a row's own scale takes ten bytes and more (the gender CNN at 30 kB: its largest layer has rank 7, with them rank 5).
 NARROW = 16
 FLOAT_BYTES = 4
 # Widths of integers that a target's file can hold beside floats, the narrowest first.

@@ -70,9 +70,7 @@ class Precision:
 
     def form(self, form: Form, step: float | None, bits: int | None = None) -> Form:
         """A form of the site with integers in its leaves, under the original's own moments."""
-        return round_form(
-            form, self.weight, self.site.geometry, self.metric, self.leaf(step, bits), equal=self.static
-        )
+        return round_form(form, self.weight, self.site.geometry, self.metric, self.leaf(step, bits), equal=self.static)
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,7 +36,8 @@ def with_widths(option: Options, curvature: Curvature, method: Rounding, target:
         return replace(option, refusals={**option.refusals, **reason})
     precision = Precision(option.site, metric_of(option.site, curvature), method, target in STATIC)
     try:
-        entries = [entry for bits in widths(option.site.geometry, target) for entry in _entries(option, precision, target, bits)]
+        offered = widths(option.site.geometry, target)
+        entries = [entry for bits in offered for entry in _entries(option, precision, target, bits)]
     except Refusal as refusal:
         return replace(option, refusals={**option.refusals, method.name: str(refusal)})
     floats = zip(option.losses.tolist(), option.sizes.tolist(), option.labels, strict=True)

@@ -145,14 +145,14 @@ def runner_of(content: bytes, threads: int = 1, path: Path = Path("model.tflite"
     except Exception as fault:  # the binding raises its own types
         raise LoadError(f"runtime: LiteRT cannot open '{path}': {_one_line(fault)}") from None
     (details,) = interpreter.get_input_details()
-    shape = tuple(int(size) for size in details["shape"])
+    shape = [int(size) for size in details["shape"]]
     if not shape:
         raise LoadError(f"runtime: the input of '{path}' is a lone number; give a network that takes a batch")
     last = len(shape) > 2 and model.description in (CHANNELS_LAST, CHANNELS_LAST.encode())
     return LiteRtRunner(
         path=path,
         input_name=details["name"],
-        input_shape=(shape[0], shape[-1], *shape[1:-1]) if last else shape,
+        input_shape=(shape[0], shape[-1], *shape[1:-1]) if last else tuple(shape),
         input_dtype=np.dtype(np.float32 if _scale(details) else details["dtype"]),
         output_names=tuple(d["name"] for d in interpreter.get_output_details()),
         channels_last=last,

