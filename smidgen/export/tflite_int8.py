@@ -50,7 +50,8 @@ COPYING = frozenset({
 })  # fmt: skip
 # Any scales at all ends.
 FREE = frozenset({"ADD", "SUB", "MUL", "MEAN", "SUM", "RELU", "RELU6", "LEAKY_RELU", "PRELU", "HARD_SWISH"})
-# Outputs have a scale that the kernel prescribes: (scale, zero point).
+# Outputs have a scale that the kernel prescribes: (scale, zero point). At the end of a network they stay in floats, for
+# the sake of their precision.
 PRESCRIBED = {"LOGISTIC": (1 / 256, -128), "TANH": (1 / 128, 0), "SOFTMAX": (1 / 256, -128)}
 VERSIONS = {
     "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 12, "TRANSPOSE_CONV": 3, "MAX_POOL_2D": 2,
@@ -169,7 +170,9 @@ class _Quantizer:
         """Whether the operator has a kernel for eight bits that takes what it is given."""
         name, tensors = operator_name(self.model, operator), self.graph.tensors
         ends = [int(i) for i in operator.outputs]
-        if name not in COPYING | FREE and name not in WEIGHTED:
+        if name not in COPYING | FREE and name not in WEIGHTED and name not in PRESCRIBED:
+            return False
+        if name in PRESCRIBED and not self._alone(ends[0]):
             return False
         if any(tensors[i].type != self.kinds["FLOAT32"] or i not in self.ranges for i in ends):
             return False
@@ -178,6 +181,12 @@ class _Quantizer:
             stored = constant(self.model, tensors[weight])
             return data in self.ranges and stored is not None and stored.dtype == np.float32
         return all(self._readable(int(i)) for i in operator.inputs)
+
+    def _alone(self, i: int) -> bool:
+        """Whether no other tensor has to have a tensor's scale, and it is no answer."""
+        readers = [o for o in self.graph.operators if i in [int(k) for k in o.inputs]]
+        copied = any(operator_name(self.model, o) in COPYING for o in readers)
+        return not copied and i not in [int(k) for k in self.graph.outputs]
 
     def _readable(self, i: int) -> bool:
         tensor = self.graph.tensors[i] if i != NO_TENSOR else None
@@ -208,6 +217,9 @@ class _Quantizer:
             span = joined(self.ranges, places)
             if span is not None:
                 found.update(dict.fromkeys(places, Steps.of(*span)))
+        for operator in operators:
+            if operator_name(self.model, operator) in PRESCRIBED:
+                found[int(operator.outputs[0])] = Steps(*PRESCRIBED[operator_name(self.model, operator)])
         return found
 
     def _as_floats(self, operator: Any) -> None:

@@ -20,6 +20,6 @@ from smidgen.forms.types import CP, Dense, Form, LowRank, Quantized, Spatial, Tu
 
 __all__ = [
     "CP", "FLOATS", "NARROW", "STATIC", "WIDTHS", "Dense", "Form", "Geometry", "LowRank", "Quantized", "Spatial",
-    "Stage", "Tucker2", "dense", "describe", "hollow", "leaves", "macs", "nbytes", "nearest_exponents", "params", "rank",
-    "replace_last", "scales", "shape", "stages", "width", "widths",
+    "Stage", "Tucker2", "dense", "describe", "hollow", "leaves", "macs", "nbytes", "nearest_exponents", "params",
+    "rank", "replace_last", "scales", "shape", "stages", "width", "widths",
 ]  # fmt: skip

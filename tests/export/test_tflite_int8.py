@@ -26,13 +26,15 @@ class Net(nn.Module):
         super().__init__()
         self.stem, self.depth = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
         self.point, self.up = nn.Conv2d(8, 8, 1, bias=False), nn.ConvTranspose2d(16, 4, 2, 2)
-        self.head = nn.Linear(4 * 36, 5)
+        self.gate, self.head = nn.Conv2d(4, 4, 1), nn.Linear(4 * 36, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x).clamp(0, 1)
         y = x + self.point(self.depth(x).relu())
         y = nn.functional.max_pool2d(torch.cat([x, y], 1), 2)
-        return self.head(torch.sin(self.up(y)).flatten(1)).softmax(1)
+        y = self.up(y)
+        y = y * self.gate(y).sigmoid()
+        return self.head(torch.sin(y).flatten(1)).softmax(1)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +84,9 @@ def test_answers_are_near_those_of_floats_and_layers_are_integers(floats, inputs
     assert np.abs(want - got).max() < 0.03
     assert np.square(want - got).sum() < 1e-3 * np.square(want - want.mean(0)).sum() + 1e-3
     found = kinds(content)
-    for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "ADD", "CONCATENATION"):
+    for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "ADD", "CONCATENATION", "MUL"):
         assert set(found[name]) == {"INT8"}, name
+    assert found["LOGISTIC"] == ["INT8"]
     assert found["SIN"] == ["FLOAT32"]
     assert found["SOFTMAX"] == ["FLOAT32"], "probabilities keep their precision"
     assert "MINIMUM" not in found, "the clamp is where the integers end"
