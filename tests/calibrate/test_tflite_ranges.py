@@ -21,12 +21,12 @@ def test_nothing_is_clipped_where_values_are_even(one_sided: bool) -> None:
     assert low == 0.0 if one_sided else low < -0.97
 
 
-def test_a_heavy_tail_is_clipped_and_costs_less() -> None:
-    values = np.random.default_rng(0).standard_t(2, 50_000)
+def test_a_lone_value_is_clipped_where_that_costs_less() -> None:
+    values = np.append(np.random.default_rng(0).normal(size=200_000), 30.0)
     least, most = float(values.min()), float(values.max())
     low, high = least_squares_range(values, least, most)
-    assert high < 0.8 * most
-    assert error(values, low, high) < 0.9 * error(values, least, most)
+    assert high < 0.85 * most
+    assert error(values, low, high) < 0.95 * error(values, least, most)
 
 
 def test_values_that_are_all_zero_have_a_range() -> None:
