@@ -11,7 +11,7 @@ Forms nest: every part is itself a form. What a form costs and what it computes 
 function each: `dense`, `stages`, `nbytes`, `macs`, `params`; never by the method that found it.
 """
 
-from smidgen.forms.cost import STATIC, WIDTHS, macs, nbytes, params, width
+from smidgen.forms.cost import FLOATS, NARROW, ONE_SCALE, STATIC, WIDTHS, macs, nbytes, params, width, widths
 from smidgen.forms.geometry import Geometry
 from smidgen.forms.rebuild import dense, describe, leaves, rank, replace_last, shape
 from smidgen.forms.scales import nearest_exponents, scales
@@ -19,7 +19,7 @@ from smidgen.forms.stages import Stage, stages
 from smidgen.forms.types import CP, Dense, Form, LowRank, Quantized, Spatial, Tucker2, hollow
 
 __all__ = [
-    "CP", "STATIC", "WIDTHS", "Dense", "Form", "Geometry", "LowRank", "Quantized", "Spatial", "Stage", "Tucker2",
-    "dense", "describe", "hollow", "leaves", "macs", "nbytes", "nearest_exponents", "params", "rank", "replace_last",
-    "scales", "shape", "stages", "width",
+    "CP", "FLOATS", "NARROW", "ONE_SCALE", "STATIC", "WIDTHS", "Dense", "Form", "Geometry", "LowRank", "Quantized",
+    "Spatial", "Stage", "Tucker2", "dense", "describe", "hollow", "leaves", "macs", "nbytes", "nearest_exponents",
+    "params", "rank", "replace_last", "scales", "shape", "stages", "width", "widths",
 ]  # fmt: skip

@@ -11,11 +11,27 @@ from smidgen.forms.types import Form, Quantized
 # Bytes one layer adds to a stripped ONNX file beside its weights: node, attributes, tensor header and short names.
 # Measured on files written by smidgen.export (106 for a convolution, 58 for a Gemm); the difference does not matter.
 LAYER_OVERHEAD = {"linear": 60, "conv": 105, "conv_transpose": 120}
+# The same of a TFLite file: the operator with its options, the tables of weight, bias and result, two aligned buffers.
+# Measured on LeNet, ResNet-20 and MobileNetV2, alike for all kinds; with integers three tensors have scales too.
+TFLITE_OVERHEAD, TFLITE_INT8_OVERHEAD = 230, 300
+# Bytes of one row beside its integers: its scale, that of its bias, and zero points, which layers of equally many rows
+# share: LeNet 8, whose layers all differ, MobileNetV1 1.
+TFLITE_ROW = 4 + 4 + 2
+# Layers of so many columns, or fewer, have one scale for all rows and eight bits where the file computes in integers:
+# a row's own scale takes ten bytes and more (the gender CNN at 30 kB: its largest layer has rank 7, with them rank 5).
+NARROW = 16
 FLOAT_BYTES = 4
 # Widths of integers that a target's file can hold beside floats, the narrowest first.
-WIDTHS: dict[str, tuple[int, ...]] = {"onnx-w8": (8,), "onnx-w4": (4, 8), "onnx-int8": (8,)}
-# Targets whose layers compute in integers: floats are no choice there, but for layers that cannot be rounded.
-STATIC = frozenset({"onnx-int8"})
+WIDTHS: dict[str, tuple[int, ...]] = {
+    "onnx-w8": (8,), "onnx-w4": (4, 8), "onnx-int8": (8,), "tflite-int8": (4, 8),
+}  # fmt: skip
+FLOATS = ("onnx", "tflite")  # targets whose file holds floats alone
+# Those whose file computes in integers: a layer that keeps its floats would cost time, and is not on offer.
+STATIC = frozenset({"onnx-int8", "tflite-int8"})
+ONE_SCALE = frozenset({"tflite-int8"})  # those in which narrow layers have one scale for all rows; see `NARROW`
+# Bytes a layer of an ONNX file in integers adds beside those of its weight: Q and D of what it gives, with their scale,
+# and the D of its bias, whose rows have scales too. Measured on written files.
+QDQ_OVERHEAD, QDQ_ROW = 200, 4
 # Bytes a weight of integers adds beside them and its scales: a DequantizeLinear node, its names, the scales' header.
 # Measured on written files (61 for a convolution and a Gemm, 48 for a MatMul, whose axis is the default).
 WIDTH_OVERHEAD = 61
@@ -43,15 +59,33 @@ def nbytes(form: Form, geometry: Geometry, target: str = "onnx", bits: int | Non
     Args:
         form: how the weight is stored.
         geometry: the layer it replaces.
-        target: name of the file kind: float32 ``onnx``, or one of `WIDTHS`.
+        target: name of the file kind: float32 ``onnx`` or ``tflite``, or one of `WIDTHS`.
         bits: width of all its leaves, for a form whose integers are not known yet.
 
     Raises:
         ValueError: for a target without a byte model.
     """
-    if target != "onnx" and target not in WIDTHS:
-        raise ValueError(f"nbytes: no byte model for target {target!r}; use one of onnx, {', '.join(WIDTHS)}")
-    return sum(_stage_nbytes(s, bits or width(s.weight, target)) for s in stages(form, geometry))
+    if target not in FLOATS and target not in WIDTHS:
+        known = ", ".join([*FLOATS, *WIDTHS])
+        raise ValueError(f"nbytes: no byte model for target {target!r}; use one of {known}")
+    return sum(_stage_nbytes(s, bits or width(s.weight, target), target) for s in stages(form, geometry))
+
+
+def widths(geometry: Geometry, target: str) -> tuple[int, ...]:
+    """Widths of integers that a layer can take in a target's file.
+
+    LiteRT runs convolutions of four bits without XNNPACK, half as fast as of eight; dense layers as fast.
+
+    >>> widths(Geometry("linear", 30, 20), "tflite-int8"), widths(Geometry("conv", 3, 2, (3, 3)), "tflite-int8")
+    ((4, 8), (8,))
+    """
+    found = WIDTHS.get(target, ())
+    return found if target not in STATIC or geometry.kind == "linear" else tuple(b for b in found if b >= 8)
+
+
+def narrow(geometry: Geometry) -> bool:
+    """Whether a layer has so few columns that a scale for each row costs more than it gains; see `NARROW`."""
+    return geometry.groups == 1 and geometry.columns <= NARROW
 
 
 def width(form: Form, target: str) -> int | None:
@@ -68,10 +102,24 @@ def width(form: Form, target: str) -> int | None:
     return next((bits for bits in WIDTHS.get(target, ()) if largest < 2 ** (bits - 1)), None)
 
 
-def _stage_nbytes(stage: Stage, bits: int | None) -> int:
-    kind = stage.geometry.kind
+def _stage_nbytes(stage: Stage, bits: int | None, target: str) -> int:
+    g = stage.geometry
+    if target == "tflite-int8":
+        # A weight that has no integers yet is rounded as it is written.
+        least = 8 if narrow(g) else widths(g, target)[0]
+        return _static_nbytes(stage, max(bits or 8, least))
+    extra = 0
+    if target == "onnx-int8":
+        bits, extra = bits or 8, QDQ_OVERHEAD + QDQ_ROW * g.out_channels
+    if bits is None and target == "tflite":
+        return FLOAT_BYTES * stage.params + TFLITE_OVERHEAD
     if bits is None:
-        return FLOAT_BYTES * stage.params + LAYER_OVERHEAD[kind]
+        return FLOAT_BYTES * stage.params + LAYER_OVERHEAD[g.kind]
     # Integers of four bits lie two in a byte; each row has a float32 scale.
     weights = -(-stage.params * bits // 8)
-    return weights + FLOAT_BYTES * stage.geometry.out_channels + WIDTH_OVERHEAD + LAYER_OVERHEAD[kind]
+    return weights + FLOAT_BYTES * g.out_channels + WIDTH_OVERHEAD + LAYER_OVERHEAD[g.kind] + extra
+
+
+def _static_nbytes(stage: Stage, bits: int) -> int:
+    rows = 1 if narrow(stage.geometry) else stage.geometry.out_channels
+    return -(-stage.params * bits // 8) + TFLITE_ROW * rows + TFLITE_INT8_OVERHEAD

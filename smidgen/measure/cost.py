@@ -57,6 +57,15 @@ _ONNX = frozenset({"", "ai.onnx"})
 Shape = tuple[int, ...]
 
 
+def file_cost(path: str | Path) -> tuple[int, int | None]:
+    """Parameters and multiply-accumulates of an ONNX or a TFLite file; see `onnx_cost`."""
+    if Path(path).suffix == ".tflite":
+        from smidgen.measure.tflite_cost import tflite_cost  # LiteRT's schema is optional
+
+        return tflite_cost(path)
+    return onnx_cost(path)
+
+
 def onnx_cost(path: str | Path) -> tuple[int, int | None]:
     """Parameters and multiply-accumulates of the ONNX file at ``path`` for one sample.
 

@@ -83,7 +83,7 @@ class Rounding(Protocol):
         """A weight ``[groups, out, n]`` as integers; see `smidgen.methods._stepped.Stepped.rounded`."""
         ...
 
-    def fixed(self, weight: Any, factors: Any, bits: int) -> Quantized:
+    def fixed(self, weight: Any, factors: Any, bits: int, *, shared: bool = False) -> Quantized:
         """The same as integers of a fixed width; see `smidgen.methods._stepped.Stepped.fixed`."""
         ...
 

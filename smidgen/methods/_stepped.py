@@ -99,7 +99,12 @@ class Stepped:
         return Quantized(z.cpu().numpy().astype(np.int32), row, column, grid)
 
     def fixed(
-        self, weight: Float[Tensor, "groups out n"], factors: list[Factor] | Float[Tensor, "groups n n"], bits: int
+        self,
+        weight: Float[Tensor, "groups out n"],
+        factors: list[Factor] | Float[Tensor, "groups n n"],
+        bits: int,
+        *,
+        shared: bool = False,
     ) -> Quantized:
         """The weight as integers of a fixed width, ±(2^(bits−1) − 1), a scale a row.
 
@@ -108,8 +113,9 @@ class Stepped:
         Args:
             weight, factors: as of `rounded`.
             bits: width of every integer.
+            shared: one scale for all rows.
         """
-        return _fixed(weight, factors, bits, feedback=self.feedback)
+        return _fixed(weight, factors, bits, feedback=self.feedback, shared=shared)
 
     def _one(
         self, weight: Tensor, factor: Factor, rows: Tensor, step: float, row_scale: Tensor, column_scale: Tensor
@@ -128,6 +134,7 @@ def _fixed(
     bits: int,
     *,
     feedback: bool,
+    shared: bool,
 ) -> Quantized:
     """Scales that fit the width, then integers at them."""
     groups, out, n = weight.shape
@@ -154,7 +161,7 @@ def _fixed(
     def grid(exponents: Tensor) -> Tensor:
         return torch.from_numpy(scales(_within(exponents), FIXED_GRID)).to(weight.device)
 
-    z, row = round_fixed(flat, importance, bits, FIXED_GRID, grid, cost, fed if feedback else None)
+    z, row = round_fixed(flat, importance, bits, FIXED_GRID, grid, cost, fed if feedback else None, shared=shared)
     return Quantized(z.cpu().numpy(), _within(row), np.zeros(1, np.int32), FIXED_GRID)
 
 

@@ -66,6 +66,8 @@ def round_fixed(
     grid: Grid,
     cost: Cost,
     feedback: Round | None,
+    *,
+    shared: bool = False,
 ) -> tuple[Int[Tensor, "rows n"], Int[Tensor, " rows"]]:
     """Integers of a width and the exponents of their row scales.
 
@@ -79,6 +81,7 @@ def round_fixed(
         grid: scales of exponents k, as the file will hold them.
         cost: of each row's change, ‖ΔW L‖².
         feedback: integers at given row scales, none beyond the width; None rounds to the nearest alone.
+        shared: all rows have one scale, that of the least cost altogether.
 
     Raises:
         Refusal: the weight holds nan or inf.
@@ -93,15 +96,16 @@ def round_fixed(
         raise Refusal("rounding: the weight holds nan or inf")
     wide, levels = weight.detach().to(torch.float64), 2 ** (bits - 1) - 1
     most = largest_exponents(wide, bits, per_octave)
+    most = most.max().expand_as(most) if shared else most
 
     def nearest(scale: Tensor) -> Tensor:
         return clamped_nearest(wide, scale, levels)
 
-    start = _Best(wide, lambda change: (change.square() * importance).sum(1))
+    start = _Best(wide, lambda change: (change.square() * importance).sum(1), shared)
     step = max(1, per_octave // TRIED)
     for share in range(SHARES):
         start.offer(most - step * share, grid, nearest)
-    best = _Best(wide, cost)
+    best = _Best(wide, cost, shared)
     for offset in AROUND if levels <= FEW else AROUND[:1]:
         exponents = torch.minimum(start.exponents + step * offset, most)
         for way in (nearest, feedback):
@@ -111,11 +115,11 @@ def round_fixed(
 
 
 class _Best:
-    """The cheapest integers so far of every row."""
+    """The cheapest integers so far of every row, or of all rows together."""
 
-    def __init__(self, weight: Tensor, cost: Cost) -> None:
+    def __init__(self, weight: Tensor, cost: Cost, shared: bool) -> None:
         rows = {"device": weight.device, "dtype": torch.int64}
-        self.weight, self.cost = weight, cost
+        self.weight, self.cost, self.shared = weight, cost, shared
         self.costs = torch.full((len(weight),), torch.inf, dtype=torch.float64, device=weight.device)
         self.integers = torch.zeros(weight.shape, device=weight.device, dtype=torch.int32)
         self.exponents = torch.zeros(len(weight), **rows)
@@ -124,6 +128,8 @@ class _Best:
         scale = grid(exponents)
         integers = way(scale)
         costs = self.cost(self.weight - integers * scale.double()[:, None])
+        if self.shared:
+            costs = costs.sum().expand_as(costs)
         better = costs < self.costs
         self.costs = torch.where(better, costs, self.costs)
         self.integers = torch.where(better[:, None], integers, self.integers)

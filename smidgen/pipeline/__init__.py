@@ -24,7 +24,7 @@ from smidgen.measure.scores import Metric
 from smidgen.methods import Method, Rounding, roundings
 from smidgen.methods._ranks import told_ranks
 from smidgen.pipeline.ledger import parse_ram, with_ledger
-from smidgen.pipeline.targets import check_targets
+from smidgen.pipeline.targets import check_given, check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
 from smidgen.pipeline.times import with_times
 from smidgen.pipeline.workshop import Workshop, candidates, in_words
@@ -80,7 +80,8 @@ def compress(
         target: the kind of file the budget binds, or several, the first of which it binds: ``"archive"`` (integers,
             entropy-coded; `smidgen.unpack` gives back the ONNX file), ``"onnx"`` (floats), ``"onnx-w8"`` or
             ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear), ``"onnx-int8"``
-            (static: activations too; it computes in integers, and needs data).
+            (static: activations too; it computes in integers, and needs data), ``"tflite"`` (floats) or
+            ``"tflite-int8"`` (weights and activations of 8 bits, float ends; needs data).
         rounding: how integers are found, for a target that holds them: ``"gptq"``, ``"rate_aware"`` or ``"nearest"``.
         metric: replaces accuracy: a function ``(outputs, labels) → float``, higher is better, or ``file.py:function``.
         refit: refit each layer on what the compressed layers before it produce (needs data).
@@ -105,9 +106,10 @@ def compress(
     True
     """
     started = time.perf_counter()
-    targets, most = check_targets(target, data=data is not None), parse_ram(max_ram)
+    targets, most = check_targets(target), parse_ram(max_ram)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     budget = budget or Budget()
+    check_given(targets, task.roles)
     _check_budget(budget, task)
     options, chosen = candidates(task, methods, progress, settings, targets[0], rounding)
     check_ranks(options, chosen)
@@ -164,8 +166,9 @@ def apply(
     seed, refit = (parsed.seed if seed is None else seed), (parsed.refit if refit is None else refit)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     parsed.check(task.prepared.sites)
+    check_given([parsed.target], task.roles)
     needed = sorted({c.method for c in parsed.choices if c.method is not None})
-    targets = check_targets(parsed.target, data=data is not None)
+    targets = check_targets(parsed.target)
     rounding = next((name for name in parsed.settings if name in roundings()), "gptq")
     options, _ = candidates(task, needed, progress, parsed.settings, targets[0], rounding)
     with Threads(task.threads):

@@ -8,36 +8,36 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from smidgen.budget import parse_target
 from smidgen.data import Dataset
-from smidgen.errors import BudgetError
+from smidgen.errors import BudgetError, DataError
 from smidgen.export.archive import pack_archive, unpack_archive
 from smidgen.export.files import write_bytes
 from smidgen.export.onnx import integer_tensors, write
 from smidgen.export.onnx_strip import shortened
 from smidgen.export.prepare import Prepared
 from smidgen.export.static import write_static
-from smidgen.forms import STATIC, WIDTHS, leaves, width
+from smidgen.export.tflite import to_tflite
+from smidgen.export.tflite_int8 import calibrated
+from smidgen.forms import STATIC, Quantized, leaves, width
+from smidgen.runtimes.tflite_file import require_litert
 from smidgen.site import Stored
 
 FILES = {
     "onnx": "model.onnx", "archive": "model.smidgen", "onnx-w8": "model.w8.onnx", "onnx-w4": "model.w4.onnx",
-    "onnx-int8": "model.int8.onnx",
+    "onnx-int8": "model.int8.onnx", "tflite": "model.tflite", "tflite-int8": "model.int8.tflite",
 }  # fmt: skip
 ALWAYS = ("onnx", "archive")  # written whatever the target: the table shows the archive's bytes beside the others'
 
 
-def check_targets(names: str | Sequence[str], *, data: bool = True) -> tuple[str, ...]:
+def check_targets(names: str | Sequence[str]) -> tuple[str, ...]:
     """Targets that this version writes, the first of which the budget binds.
 
-    Args:
-        names: one or several.
-        data: whether there are inputs.
-
     Raises:
-        BudgetError: for one it does not write, none, or one that needs inputs where there are none.
+        BudgetError: for one it does not write, or none.
 
     >>> check_targets("archive")
     ('archive',)
@@ -46,13 +46,23 @@ def check_targets(names: str | Sequence[str], *, data: bool = True) -> tuple[str
     for name in given:
         if parse_target(name) not in FILES:
             raise BudgetError(f"target: '{name}' is not written by this version; use one of {', '.join(FILES)}")
-        if name in STATIC and not data:
-            raise BudgetError(
-                f"target: '{name}' needs inputs to see the ranges of activations on; give --data, or take onnx-w8"
-            )
+        if name.startswith("tflite"):
+            require_litert(f"target: {name}", "litert_torch")  # said before an hour's work, not after
     if not given:
         raise BudgetError(f"target: none is given; use one of {', '.join(FILES)}")
     return given
+
+
+def check_given(targets: Sequence[str], inputs: object) -> None:
+    """DataError where a target needs inputs and none are given.
+
+    >>> check_given(["onnx", "tflite-int8"], None)
+    Traceback (most recent call last):
+    smidgen.errors.DataError: target: tflite-int8 needs inputs, to measure the activations' ranges; give --data
+    """
+    for name in targets:
+        if name in STATIC and inputs is None:
+            raise DataError(f"target: {name} needs inputs, to measure the activations' ranges; give --data")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +119,29 @@ def _integers(target: str, source: Source, path: Path) -> None:
         write(source.prepared.base, source.prepared.sites, source.stored, path, target)
 
 
+def _tflite(source: Source, path: Path) -> None:
+    write_bytes(_floats(source, columns=True), path)
+
+
+def _floats(source: Source, *, columns: bool) -> bytes:
+    graph = source.prepared.base.proto.graph
+    ends = graph.input[0].name, tuple(each.name for each in graph.output)
+    return to_tflite(source.model, torch.from_numpy(source.example), *ends, columns=columns)
+
+
+def _tflite_int8(source: Source, path: Path) -> None:
+    assert source.inputs is not None  # `check_given` saw to it
+    floats = _floats(source, columns=False)
+    held = [leaf for one in source.stored.values() for leaf in leaves(one.form)]
+    integers = [leaf.integers for leaf in held if isinstance(leaf, Quantized) and width(leaf, "tflite-int8")]
+    write_bytes(calibrated(floats, source.inputs, integers, source.threads), path)
+
+
 # What writes a target's file, from its source to a path.
 _WRITERS: dict[str, Callable[[Source, Path], None]] = {
-    "archive": _archive,
-    **{target: partial(_integers, target) for target in WIDTHS},
-}
+    "archive": _archive, "onnx-w8": partial(_integers, "onnx-w8"), "onnx-w4": partial(_integers, "onnx-w4"),
+    "onnx-int8": partial(_integers, "onnx-int8"), "tflite": _tflite, "tflite-int8": _tflite_int8,
+}  # fmt: skip
 
 
 def runnable(target: str, path: Path) -> Path:

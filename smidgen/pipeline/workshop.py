@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from smidgen.budget import Budget, format_size
 from smidgen.calibrate.answers import outputs_of, true_losses
 from smidgen.calibrate.curvature import collect
 from smidgen.calibrate.norms import curvature_of
 from smidgen.data import Dataset
-from smidgen.errors import VerificationError
 from smidgen.export.onnx import write
-from smidgen.forms import STATIC, WIDTHS, Dense, macs
+from smidgen.export.verify import STATIC_TOLERANCE, TOLERANCE, verify
+from smidgen.forms import FLOATS, STATIC, WIDTHS, Dense, macs
 from smidgen.measure.latency import Latency
 from smidgen.measure.memory import release
 from smidgen.measure.scores import Judge
@@ -47,8 +46,6 @@ LEAST_PROBED = 16  # inputs; a mean of fewer says little
 KEPT_NBYTES = 128 << 20  # most memory for either
 SURE = 2.0  # standard errors by which a refit that moves less must be better
 TIMED = 5  # measurements of a file's time, where time is budgeted
-TOLERANCE = 1e-3  # largest difference between the written file and the torch model, as a share of the largest output
-COARSE = 0.5  # the same where activations are integers: what those cost is measured; this tells a wrong graph
 
 
 def candidates(
@@ -74,15 +71,19 @@ def candidates(
     """
     # One rounding prices every rank of an SVD; each rank of the others is rounded by itself, which takes three times as
     # long for little (ResNet-20 at 60 kB: one layer of twenty takes one). Who names them gets them.
-    wanted = "svd" if methods == "auto" and target != "onnx" else methods
+    integers = target == "archive" or target in WIDTHS
+    wanted = "svd" if methods == "auto" and integers else methods
     asked, allowed = choose_methods(wanted, settings or {})
     how = choose_rounding(rounding, settings or {})
-    chosen: dict[str, Method | Rounding] = {**asked} if target == "onnx" else {**asked, how.name: how}
+    chosen: dict[str, Method | Rounding] = {**asked, how.name: how} if integers else {**asked}
     sites = task.prepared.sites
     with Threads(task.threads):
         curvatures = _curvatures(task, progress)
         tick = _ticks(progress, "candidates", len(sites))
-        options = gather(sites, curvatures, asked, allowed=allowed, device=task.device, seed=task.seed, tick=tick)
+        options = gather(
+            sites, curvatures, asked, allowed=allowed, target=target if target in {*FLOATS, *STATIC} else "onnx",
+            device=task.device, seed=task.seed, tick=tick,
+        )  # fmt: skip
         options = [_rounded(o, curvatures.get(o.site.name, weights_only(o.site)), how, target) for o in options]
         if task.roles is not None:
             # Not the inputs that the forms were fitted to: on those an overfitted layer looks free.
@@ -248,8 +249,10 @@ class Workshop:
         }
         for name, each in written.items():
             if name != "archive":
-                share = COARSE if name in STATIC else TOLERANCE
-                verify(realised.model, each, one_input(task), task.threads, task.device, share)
+                verify(
+                    realised.model, each, one_input(task), task.threads, task.device,
+                    STATIC_TOLERANCE if name in STATIC else TOLERANCE,
+                )  # fmt: skip
         self.progress("measure", 0, 1)
         files = measure_files(
             {"original": self.original, **written}, task.test, task.metric, one_input(task), task.threads,
@@ -312,33 +315,6 @@ class Workshop:
             reference = run_dataset(runner, selection.batches())
             labels, metric = (None, None) if agreement else (selection.labels, self.task.metric)
             return Judge(reference, runner.output_names, labels, metric, self.task.seed)
-
-
-def verify(
-    model: nn.Module, path: Path, x: np.ndarray, threads: int, device: str = "cpu", share: float = TOLERANCE
-) -> None:
-    """VerificationError where a written file answers otherwise than the network it was written from.
-
-    Args:
-        model: the network.
-        path: its ONNX file.
-        x: one input.
-        threads: of the runtime.
-        device: where the network lies.
-        share: of the largest output that may differ.
-    """
-    with torch.no_grad():
-        answer = model(torch.from_numpy(x).to(device))
-    expected = [a.cpu().numpy() for a in outputs_of(answer)]
-    with open_file(path, threads) as runner:
-        written = runner.run(x)
-    for want, got in zip(expected, written, strict=True):
-        worst, size = float(np.abs(want - got).max()), float(np.abs(want).max())
-        if not worst <= share * max(size, 1e-6):
-            raise VerificationError(
-                f"export: the written file differs from the network by {worst:.2g} (outputs up to {size:.2g}); "
-                "please report this network"
-            )
 
 
 def _judged(outcome: Outcome, budget: Budget, file: Mapping[str, Any]) -> Outcome:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smidgen.coding import cost_model
 from smidgen.errors import Refusal
-from smidgen.forms import Form, Geometry, LowRank, Quantized, dense, leaves
+from smidgen.forms import NARROW, Form, Geometry, LowRank, Quantized, dense, leaves
 from smidgen.methods import Family, Rounding
 from smidgen.numerics.cancellation import Factor
 from smidgen.planning.candidates import Label, Options
@@ -42,11 +42,15 @@ class Precision:
         site: the layer.
         metric: its A and G.
         method: how to round.
+        static: whether the file computes in integers: the activations between two factors have equal energy then.
+        narrow: whether leaves of few columns have eight bits and one scale for all rows.
     """
 
     site: Site
     metric: Metric
     method: Rounding
+    static: bool = False
+    narrow: bool = False
 
     @property
     def weight(self) -> Tensor:
@@ -58,7 +62,8 @@ class Precision:
 
         def rounded(weight: Tensor, factors: list[Factor] | Tensor, rows: Tensor, window: int) -> Quantized:
             if bits is not None:
-                return self.method.fixed(weight, factors, bits)
+                shared = self.narrow and len(weight) == 1 and weight.shape[2] <= NARROW
+                return self.method.fixed(weight, factors, max(bits, 8) if shared else bits, shared=shared)
             assert step is not None  # one of the two is given
             return self.method.rounded(weight, factors, rows, step, window)
 
@@ -66,7 +71,7 @@ class Precision:
 
     def form(self, form: Form, step: float | None, bits: int | None = None) -> Form:
         """A form of the site with integers in its leaves, under the original's own moments."""
-        return round_form(form, self.weight, self.site.geometry, self.metric, self.leaf(step, bits))
+        return round_form(form, self.weight, self.site.geometry, self.metric, self.leaf(step, bits), equal=self.static)
 
 
 @dataclass(frozen=True, eq=False)

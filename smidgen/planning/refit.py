@@ -152,7 +152,7 @@ def rounded(
         return g.positions * inner, ridge_solve(yz, inner, u)
 
     if determined or not isinstance(form, Dense | Quantized):
-        form = round_form(form, target, g, metric, precision.leaf(step, bits), refit)
+        form = round_form(form, target, g, metric, precision.leaf(step, bits), refit, equal=precision.static)
     if not intercept:
         return Stored(form)
     weight = torch.as_tensor(grouped(dense(form), g.groups), dtype=torch.float64, device=sums.z.device)

@@ -43,6 +43,8 @@ def round_form(
     metric: Metric,
     leaf: RoundLeaf,
     refit: Refit | None = None,
+    *,
+    equal: bool = False,
 ) -> Form:
     """A form with integers in its leaves.
 
@@ -53,6 +55,7 @@ def round_form(
         metric: A and G.
         leaf: how one leaf becomes integers.
         refit: how a last factor is fitted to the rounded first one; to the target under A when None.
+        equal: bring the values between two factors to equal energy, for one scale of activations to serve them all.
 
     Raises:
         Refusal: for three factors of a dense layer, and for a chain whose A is not known whole.
@@ -63,7 +66,7 @@ def round_form(
             rounded = leaf(target, metric.factors, metric.rows(*target.shape[:2]), window)
             return replace(rounded, integers=rounded.integers.reshape(values.shape))
         case LowRank(_, _, None, _):
-            return _low_rank(form, target, geometry, metric, leaf, refit)
+            return _low_rank(form, target, geometry, metric, leaf, refit, equal)
         case Spatial():
             return Chain(target, geometry, metric, leaf, refit).spatial(form)
         case Tucker2():
@@ -75,16 +78,33 @@ def round_form(
 
 
 def _low_rank(
-    form: LowRank, target: Tensor, geometry: Geometry, metric: Metric, leaf: RoundLeaf, refit: Refit | None
+    form: LowRank,
+    target: Tensor,
+    geometry: Geometry,
+    metric: Metric,
+    leaf: RoundLeaf,
+    refit: Refit | None,
+    equal: bool,
 ) -> LowRank:
     groups, window = form.groups, int(np.prod(geometry.kernel, dtype=int))
     v, u = (torch.as_tensor(grouped(dense(each), groups)).to(target) for each in (form.v, form.u))
     rounded_v = leaf(v, metric.factors, metric.through(u), window)
+    if equal:
+        rounded_v = _of_equal_energy(rounded_v, metric, groups)
+        u = fit_left(target, torch.as_tensor(grouped(dense(rounded_v), groups)).to(target), metric.inputs)[1]
     seen = torch.as_tensor(grouped(dense(rounded_v), groups)).to(target)
     inner, refitted = fit_left(target, seen, metric.inputs) if refit is None else refit(seen, u)
     rounded_u = leaf(refitted, factors_of(inner), metric.rows(*target.shape[:2]), 1)
     shape = dense(form.v).shape
     return replace(form, v=replace(rounded_v, integers=rounded_v.integers.reshape(shape)), u=rounded_u)
+
+
+def _of_equal_energy(v: Quantized, metric: Metric, groups: int) -> Quantized:
+    """The same integers with row scales at which E[(v_j x)²] is nearly one for every row j (but for empty ones)."""
+    rows = torch.as_tensor(grouped(dense(v), groups), dtype=torch.float64)
+    energy = metric.inputs.between(rows, rows).diagonal(dim1=1, dim2=2).flatten().numpy()
+    change = nearest_exponents(np.where(energy > 0, energy, 1.0) ** -0.5, v.per_octave)
+    return replace(v, row=v.row + change)
 
 
 def round_bias(bias: np.ndarray, rows: Float[Tensor, "groups out"], positions: int, step: float) -> Quantized:

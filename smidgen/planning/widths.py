@@ -2,7 +2,8 @@
 
     loss(form, bits) = loss of the form + ½ Σ_i g_i (ΔW A ΔWᵀ)_ii of its leaves' rounding
 
-The floats stay on offer beside them, so one file mixes both by price. Bytes are those of the file, known beforehand.
+The floats stay on offer beside them, so one file mixes both by price; not where the file computes in integers, there
+the layer as it is has them too. Bytes are those of the file, known beforehand.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from smidgen.errors import Refusal
-from smidgen.forms import STATIC, WIDTHS, LowRank, nbytes
+from smidgen.forms import ONE_SCALE, STATIC, LowRank, nbytes, widths
 from smidgen.methods import Family, Rounding
 from smidgen.planning.candidates import Label, Options
 from smidgen.planning.metric import metric_of
@@ -28,21 +29,23 @@ def with_widths(option: Options, curvature: Curvature, method: Rounding, target:
         option: from `gather`.
         curvature: of the site.
         method: how to round.
-        target: one of `WIDTHS`.
+        target: one of `smidgen.forms.WIDTHS`.
     """
     reason = no_rounding(option.site, method)
     if reason is not None:
         return replace(option, refusals={**option.refusals, **reason})
-    precision = Precision(option.site, metric_of(option.site, curvature), method)
+    precision = Precision(option.site, metric_of(option.site, curvature), method, target in STATIC, target in ONE_SCALE)
     try:
-        entries = [entry for bits in WIDTHS[target] for entry in _entries(option, precision, target, bits)]
+        offered = widths(option.site.geometry, target)
+        entries = [entry for bits in offered for entry in _entries(option, precision, target, bits)]
     except Refusal as refusal:
         return replace(option, refusals={**option.refusals, method.name: str(refusal)})
-    floats = list(zip(option.losses.tolist(), option.sizes.tolist(), option.labels, strict=True))
+    floats = zip(option.losses.tolist(), option.sizes.tolist(), option.labels, strict=True)
     if target in STATIC:
-        # As it is it costs just more than its own integers, so that no price leaves it in floats.
-        floats = [(entries[0][0] * (1 + 1e-6) + 1e-12, *floats[0][1:])]
-    kept = frontier([*floats, *(e for e in entries if e[1] < option.sizes[0] or target in STATIC)])
+        whole = next(e for e in reversed(entries) if e[2].method is None)  # of the most bits: the layer as it is
+        kept = frontier([whole, *(e for e in entries if e[1] < whole[1])])
+    else:
+        kept = frontier([*floats, *(e for e in entries if e[1] < option.sizes[0])])
     return replace(
         option, precision=precision, worth=curvature.loss(precision.weight),
         losses=np.array([e[0] for e in kept]), sizes=np.array([e[1] for e in kept]), labels=tuple(e[2] for e in kept),

@@ -14,7 +14,7 @@ import numpy as np
 from smidgen.budget import Budget
 from smidgen.data import Dataset, Roles
 from smidgen.forms import Dense, Form, describe, macs, nbytes, params
-from smidgen.measure.cost import onnx_cost
+from smidgen.measure.cost import file_cost
 from smidgen.measure.files import nbytes as file_nbytes
 from smidgen.measure.latency import Latency
 from smidgen.measure.memory import UNKNOWN, peak_rss_bytes
@@ -28,7 +28,7 @@ from smidgen.runtimes.opening import Runner, open_file, run_dataset
 
 SCHEMA_VERSION = 1
 SCORED = ("accuracy", "roc_auc", "agreement", "kl", "top5", "output_error", "metric")
-PACKAGES = ("smidgen", "torch", "onnx", "onnxruntime", "onnxscript", "numpy")
+PACKAGES = ("smidgen", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "litert-torch", "ai-edge-litert")
 
 
 def measure_files(
@@ -61,7 +61,7 @@ def measure_files(
         scored = _scores(runners, test, metric)
         entries = {}
         for name, path in paths.items():
-            count, macs_ = onnx_cost(opened[name])
+            count, macs_ = file_cost(opened[name])
             entries[name] = {"path": path.name, "nbytes": file_nbytes(path), "params": count, "macs": macs_}
             entries[name].update(scored[name])
             entries[name]["latency_ms"] = timed[name].median_ms
@@ -139,7 +139,7 @@ def record(
     values = measured["kl"] is None and measured["output_error"] is not None
     unit = "half the normalised squared error" if values else "nats"
     unit = "relative error" if roles is None else unit
-    outside = original["nbytes"] - sum(int(o.sizes[0]) for o in options)
+    outside = original["nbytes"] - sum(nbytes(Dense(o.site.weight), o.site.geometry) for o in options)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,

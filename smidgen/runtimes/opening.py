@@ -42,8 +42,14 @@ class Runner(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+def _open_tflite(path: Path, threads: int) -> Runner:
+    from smidgen.runtimes.litert import open_tflite  # LiteRT is optional
+
+    return open_tflite(path, threads)
+
+
 # What opens a file, by the end of its name.
-_OPENERS: dict[str, Callable[[Path, int], Runner]] = {".onnx": open_onnx}
+_OPENERS: dict[str, Callable[[Path, int], Runner]] = {".onnx": open_onnx, ".tflite": _open_tflite}
 
 
 def open_file(path: str | Path, threads: int = 1) -> Runner:
@@ -58,7 +64,7 @@ def open_file(path: str | Path, threads: int = 1) -> Runner:
 
     >>> open_file("model.doc")
     Traceback (most recent call last):
-    smidgen.errors.LoadError: runtime: nothing here runs 'model.doc'; give a file that ends in .onnx
+    smidgen.errors.LoadError: runtime: nothing here runs 'model.doc'; give a file that ends in .onnx, .tflite
     """
     path = Path(path)
     opener = _OPENERS.get(path.suffix)

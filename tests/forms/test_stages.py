@@ -203,10 +203,22 @@ def test_costs_of_a_transposed_convolution_by_hand():
 
 
 def test_an_unknown_target_has_no_byte_model():
-    with pytest.raises(ValueError, match="'tflite'"):
-        nbytes(Dense(hollow(4, 4)), Geometry("linear", 4, 4), "tflite")
+    with pytest.raises(ValueError, match="'executorch'"):
+        nbytes(Dense(hollow(4, 4)), Geometry("linear", 4, 4), "executorch")
 
 
 def test_stages_tell_the_costs():
     form = CP(inp=Dense(hollow(4, 6)), kernel=(Dense(hollow(4, 3)), Dense(hollow(4, 5))), out=Dense(hollow(10, 4)))
     assert params(form, STRIDED) == sum(s.values.size for s in stages(form, STRIDED))
+
+
+def test_bytes_of_a_tflite_file_of_integers():
+    """Narrow layers take eight bits and one scale, convolutions eight bits, dense layers the width that is asked."""
+    wide, narrow = Geometry("linear", 100, 40), Geometry("linear", 5, 40)
+    conv = Geometry("conv", 4, 8, (3, 3), (1, 1), (0, 0), (1, 1), in_size=(5, 5), out_size=(3, 3))
+    per_layer = nbytes(Dense(hollow(1, 1)), Geometry("linear", 1, 1), "tflite-int8") - 1
+    for geometry, weight, bits, extra in (
+        (wide, (40, 100), 4, 2000 + 39 * 10), (wide, (40, 100), 8, 4000 + 39 * 10), (wide, (40, 100), None, 4000 + 390),
+        (narrow, (40, 5), 4, 200), (conv, (8, 4, 3, 3), 4, 288 + 7 * 10),
+    ):  # fmt: skip
+        assert nbytes(Dense(hollow(*weight)), geometry, "tflite-int8", bits) == per_layer + extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smidgen.errors import Refusal
-from smidgen.forms import scales
+from smidgen.forms import dense, scales
 from smidgen.methods import roundings
 from smidgen.numerics.cancellation import factorise, factorise_rows, row_costs
 from smidgen.numerics.fixed_width import clamped_nearest
@@ -123,3 +124,23 @@ def test_broken_weights_are_refused(bad):
         weight[0, 0, 0] = bad
         with pytest.raises(Refusal, match="nan or inf"):
             GPTQ.fixed(weight, factors, 8)
+
+
+def test_one_scale_for_all_rows_is_the_best_one_there_is():
+    """Held against every scale of two octaves; rows by themselves are never worse."""
+    rng = np.random.default_rng(0)
+    weight = torch.from_numpy(rng.normal(size=(7, 5)) * (rng.random((7, 1)) + 0.3))
+    factor = factorise(torch.eye(5))
+    shared = NEAREST.fixed(weight[None], [factor], 4, shared=True)
+    assert len(set(shared.row.tolist())) == 1
+
+    def error(scale: float) -> float:
+        z = (weight / scale).round().clamp(-7, 7)
+        return float((weight - z * scale).square().sum())
+
+    most = float(weight.abs().max()) / 7
+    best = min(error(most * 2 ** (-k / 16)) for k in range(-16, 32))
+    got = float((weight - torch.from_numpy(dense(shared)).double()).square().sum())
+    assert got <= best * 1.02
+    own = NEAREST.fixed(weight[None], [factor], 4)
+    assert float((weight - torch.from_numpy(dense(own)).double()).square().sum()) <= got

@@ -14,7 +14,7 @@ from torch import nn
 import smidgen
 from smidgen.cli import main
 from smidgen.data import open_data
-from smidgen.errors import BudgetError
+from smidgen.errors import DataError
 from smidgen.pipeline import apply, compress
 from smidgen.runtimes.onnxruntime import open_onnx
 
@@ -87,7 +87,7 @@ def test_a_saved_plan_makes_the_file_again(small, network, inputs):
 
 
 def test_without_data_it_says_what_to_do(network, tmp_path, capsys):
-    with pytest.raises(BudgetError, match="give --data, or take onnx-w8"):
+    with pytest.raises(DataError, match="give --data"):
         compress(network, example=torch.zeros(1, 3, 4, 4), target="onnx-int8")
     plain = compress(nn.Linear(3, 2), example=torch.zeros(1, 3), budget=smidgen.Budget(tradeoff=0), threads=1)
     path = plain.save(tmp_path / "plain") / "model.onnx"

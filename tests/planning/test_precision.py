@@ -200,3 +200,28 @@ def test_a_channel_that_no_gradient_reached_is_rounded_too():
     g[3] = 1e-39  # what shrinking leaves of a zero in float32
     rows = Metric(Moment(), g).rows(6, 1)
     assert float(rows.min()) > 0.4 * float(rows.max())
+
+
+def test_values_between_factors_are_brought_to_equal_energy():
+    """V's integers stay, its row scales change; the product is as near to the weight as before."""
+    rng = np.random.default_rng(3)
+    x = torch.from_numpy(rng.normal(size=(500, 20)) * np.linspace(0.2, 3, 20))
+    metric = Metric(Moment(matrix=(x.T @ x / 500)[None]))
+    one = site(Geometry("linear", 20, 9))
+    weight = torch.from_numpy(one.weight)[None].double()
+    u, s, v = np.linalg.svd(one.weight, full_matrices=False)
+    form = LowRank(v=Dense((s[:4, None] * v[:4]).astype("f4")), u=Dense(u[:, :4].astype("f4")))
+    found = {}
+    for static in (False, True):
+        rounded = Precision(one, metric, GPTQ, static).form(form, None, 8)
+        assert isinstance(rounded, LowRank)
+        found[static] = rounded
+    assert np.array_equal(found[True].v.integers, found[False].v.integers)
+    assert len(set(found[True].u.row.tolist())) == 1, "four columns: one scale"
+    energies = [(torch.from_numpy(dense(found[k].v)).double() @ x.T).square().mean(1) for k in (False, True)]
+    assert float(energies[0].max() / energies[0].min()) > 2
+    assert float(energies[1].max() / energies[1].min()) < 1.2
+    errors = [metric.inputs.between(d, d).diagonal(dim1=1, dim2=2).sum() for d in (
+        weight - torch.from_numpy(dense(found[k])).double()[None] for k in (False, True)
+    )]  # fmt: skip
+    assert float(errors[1]) < 1.02 * float(errors[0])
