@@ -22,6 +22,7 @@ from smidgen.calibrate.answers import outputs_of, true_loss
 from smidgen.errors import DataError, Refusal, UserError
 from smidgen.export.onnx import write
 from smidgen.export.prepare import prepare
+from smidgen.export.verify import verify
 from smidgen.forms import Dense, macs
 from smidgen.measure.activations import peak_activation_bytes
 from smidgen.measure.cost import onnx_cost
@@ -33,7 +34,7 @@ from smidgen.model.downsample import Change, apply_change, find_changes
 from smidgen.model.load import load_network
 from smidgen.model.sites import find_sites
 from smidgen.pipeline.task import Data, Progress, Task, Threads, one_input, open_task
-from smidgen.pipeline.workshop import kept_batches, verify
+from smidgen.pipeline.workshop import kept_batches
 from smidgen.planning.reconstruct import reconstruct
 from smidgen.report.downsampling import Downsampling, Measured, Row, plain
 from smidgen.report.record import versions
