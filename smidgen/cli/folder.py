@@ -13,7 +13,8 @@ from smidgen.errors import OutputError
 from smidgen.report.result import writable_folder
 
 WRITTEN = (
-    "model.onnx", "model.smidgen", "model.w8.onnx", "model.w4.onnx", "model.safetensors", "plan.json", "result.json",
+    "model.onnx", "model.smidgen", "model.w8.onnx", "model.w4.onnx", "model.shared.onnx",
+    "model.safetensors", "plan.json", "result.json",
 )  # fmt: skip
 
 

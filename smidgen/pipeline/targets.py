@@ -22,6 +22,7 @@ from smidgen.site import Stored
 
 FILES = {
     "onnx": "model.onnx", "archive": "model.smidgen", "onnx-w8": "model.w8.onnx", "onnx-w4": "model.w4.onnx",
+    "onnx-shared": "model.shared.onnx",
 }  # fmt: skip
 ALWAYS = ("onnx", "archive")  # written whatever the target: the table shows the archive's bytes beside the others'
 
@@ -100,6 +101,7 @@ def _widths(target: str) -> Callable[[Source, Path], None]:
 # What writes a target's file, from its source to a path.
 _WRITERS: dict[str, Callable[[Source, Path], None]] = {
     "archive": _archive, "onnx-w8": _widths("onnx-w8"), "onnx-w4": _widths("onnx-w4"),
+    "onnx-shared": _widths("onnx-shared"),
 }  # fmt: skip
 
 
