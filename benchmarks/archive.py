@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,18 +75,25 @@ ASKED = {
 
 def runs_of(name: str, target: str, sizes: Sequence[float], threads: int, seed: int) -> list[process.Run]:
     """One run of the command line for each size, in kB."""
+    asked = {f"{size:g}kB": ["--size", f"{size:g}kB"] for size in sizes}
+    return runs_asked(name, target, asked, threads, seed)
+
+
+def runs_asked(
+    name: str, target: str, asked: Mapping[str, Sequence[str]], threads: int, seed: int
+) -> list[process.Run]:
+    """One run of the command line for each set of options, by what it is called."""
     with tempfile.TemporaryDirectory() as folder:
         data, runs = write_data(name, seed, Path(folder)), []
-        for size in sizes:
+        for called, options in asked.items():
             arguments = [
-                str(_network(name, Path(folder))), *data, "--target", target, "--size", f"{size:g}kB",
-                "--seed", str(seed),
+                str(_network(name, Path(folder))), *data, "--target", target, *options, "--seed", str(seed),
             ]  # fmt: skip
-            kept = ARCHIVES / f"{name}-{size:g}kB.smidgen" if target == "archive" else None
+            kept = ARCHIVES / f"{name}-{called}.smidgen" if target == "archive" else None
             runs.append(process.compress(arguments, threads, kept))
             entry, predicted = runs[-1].record["files"][target], runs[-1].record["predicted"]["loss"]
             print(
-                f"{name} {target} {size:g} kB: {entry['nbytes']} bytes, accuracy {100 * entry['accuracy']:.2f} %, lost "
+                f"{name} {target} {called}: {entry['nbytes']} bytes, accuracy {100 * entry['accuracy']:.2f} %, lost "
                 f"{entry['loss_points']:.2f}, KL {entry['kl']:.2g} (predicted {predicted:.2g}), "
                 f"{runs[-1].wall_s:.0f} s, {runs[-1].record['peak_rss_bytes'] / 1e9:.2f} GB",
                 flush=True,

@@ -12,7 +12,7 @@ from typing import Any
 from smidgen.budget import Budget
 from smidgen.data import Dataset
 from smidgen.measure.scores import Judge
-from smidgen.methods import Method, Rounding
+from smidgen.methods import AnyMethod
 from smidgen.pipeline import Task, Workshop, candidates, search
 from smidgen.planning.allocate import allocate, price_of_tradeoff
 from smidgen.planning.candidates import Options
@@ -82,7 +82,7 @@ class Bench:
         refit: bool = True,
         target: str = "onnx",
         tell: Callable[[str], None] = lambda line: print(line, flush=True),
-        found: tuple[list[Options], dict[str, Method | Rounding]] | None = None,
+        found: tuple[list[Options], dict[str, AnyMethod]] | None = None,
     ) -> None:
         self.task, self.test, self.tell = task, test, tell
         self.options, self.chosen = found or candidates(task, methods, target=target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, is_dataclass
 
@@ -10,9 +11,20 @@ import pytest
 import torch
 
 from smidgen.errors import PlanError, Refusal
-from smidgen.forms import Geometry, dense, leaves, macs, nbytes, params
+from smidgen.forms import Codebook, Geometry, dense, leaves, macs, nbytes, params
 from smidgen.forms import rank as rank_of
-from smidgen.methods import Family, Method, Rounding, choose_methods, choose_rounding, falling, methods, roundings
+from smidgen.methods import (
+    Family,
+    Method,
+    Rounding,
+    Sharing,
+    choose_methods,
+    choose_rounding,
+    falling,
+    methods,
+    roundings,
+    sharings,
+)
 from smidgen.planning.candidates import weights_only
 from smidgen.planning.metric import metric_of
 from smidgen.site import Curvature, Moment, Site, grouped
@@ -269,6 +281,43 @@ def test_every_rounding_fits_a_width_and_comes_nearer_with_a_wider_one(name, one
     assert losses[1] <= losses[0]
 
 
+@pytest.mark.parametrize("name", sorted(sharings()))
+@pytest.mark.parametrize("one", [s for s in SITES if s.geometry.kind != "conv_transpose"], ids=lambda s: s.name)
+def test_every_sharing_has_as_many_values_as_asked_and_comes_nearer_with_more(name, one):
+    metric = metric_of(one, data_curvature(one))
+    weight = torch.from_numpy(grouped(one.weight, one.geometry.groups)).double()
+    rows = metric.rows(*weight.shape[:2])
+    losses, before = [], weight.clone()
+    for bits in (1, 3, 5, 8):
+        form = sharings()[name].shared(weight, metric.factors, rows, bits)
+        again = sharings()[name].shared(weight, metric.factors, rows, bits)
+        assert isinstance(form, Codebook)
+        assert (form.indices.dtype, form.values.dtype) == (np.uint8, np.float32)
+        assert form.indices.shape == (weight.shape[0] * weight.shape[1], weight.shape[2])
+        assert 1 <= len(form.values) <= 2**bits
+        assert form.bits <= bits
+        assert int(form.indices.max()) < len(form.values)
+        assert (np.diff(form.values) > 0).all()
+        assert (form.indices == again.indices).all()
+        assert form.values.tobytes() == again.values.tobytes()
+        assert dense(form).dtype == np.float32
+        change = weight - torch.from_numpy(dense(form)).reshape(weight.shape)
+        assert torch.isfinite(change).all()
+        losses.append(float((metric.inputs.between(change, change).diagonal(dim1=1, dim2=2) * rows).sum()))
+    assert torch.equal(weight, before)
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(losses))
+
+
+def test_settings_of_sharings_survive_json_and_are_checked():
+    for name, sharing in sharings().items():
+        assert isinstance(sharing, Sharing)
+        assert is_dataclass(sharing.settings)
+        values = json.loads(json.dumps(asdict(sharing.with_settings(bits=5).settings)))
+        assert choose_rounding(name, {name: values}).settings == sharing.with_settings(bits=5).settings
+        with pytest.raises(PlanError, match="bits=9"):
+            choose_rounding(name, {name: {"bits": 9}})
+
+
 def test_settings_of_roundings_survive_json_and_are_checked():
     for name, rounding in roundings().items():
         assert is_dataclass(rounding.settings)
@@ -287,7 +336,7 @@ def test_every_method_module_is_found_and_named_after_its_file():
 
     # _stepped.py holds what roundings share.
     files = {module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")}
-    assert files == set(methods()) | set(roundings())
+    assert files == set(methods()) | set(roundings()) | set(sharings())
     assert all(isinstance(method, Method) for method in methods().values())
     assert all(isinstance(rounding, Rounding) for rounding in roundings().values())
 

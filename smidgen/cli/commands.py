@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.cli.folder import WRITTEN, output_folder, undisturbed
-from smidgen.cli.inputs import open_scored, open_sets, read_budget, read_methods, read_ranks, read_shape
+from smidgen.cli.inputs import open_scored, open_sets, read_bits, read_budget, read_methods, read_ranks, read_shape
 from smidgen.cli.progress import Progress
 from smidgen.errors import PlanError, UserError
 from smidgen.report.result import Result
@@ -24,13 +24,15 @@ def compress(options: argparse.Namespace) -> int:
     from smidgen import pipeline
     from smidgen.measure.memory import spare
     from smidgen.pipeline.targets import check_targets
+    from smidgen.pipeline.workshop import rounding_for
 
     spare()
 
     budget = read_budget(options)
     targets = check_targets(options.target.split(","))
     methods = _methods(options.methods)
-    settings = read_ranks(options.ranks, options.rank_multiple)
+    settings = read_ranks(options.ranks, options.rank_multiple) | read_bits(options.bits)
+    rounding_for(targets[0], options.rounding, settings)  # told before the work starts
     given = (options.model, options.weights)
     with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
         data, test = open_sets(options)

@@ -13,7 +13,8 @@ from smidgen.errors import OutputError
 from smidgen.report.result import writable_folder
 
 WRITTEN = (
-    "model.onnx", "model.smidgen", "model.w8.onnx", "model.w4.onnx", "model.tflite", "model.int8.tflite",
+    "model.onnx", "model.smidgen", "model.w8.onnx", "model.w4.onnx", "model.int8.onnx", "model.shared.onnx",
+    "model.tflite", "model.int8.tflite",
     "model.safetensors", "plan.json", "result.json",
 )  # fmt: skip
 

@@ -106,6 +106,29 @@ def read_ranks(text: str, multiple: int) -> dict[str, dict[str, Any]]:
     return {method: dict(found) for method in methods()} if found else {}
 
 
+def read_bits(bits: int | None) -> dict[str, dict[str, Any]]:
+    """Settings of every way of sharing weights from the width of an index.
+
+    Raises:
+        UserError: a width that there is none of.
+
+    >>> read_bits(5), read_bits(None)
+    ({'kmeans': {'bits': 5}}, {})
+    """
+    from smidgen.methods import sharings
+
+    if bits is None:
+        return {}
+    try:
+        if bits < 1:
+            raise ValueError(f"bits={bits} must be 1 to 8")
+        for sharing in sharings().values():
+            sharing.with_settings(bits=bits)
+    except ValueError as error:
+        raise UserError(f"bits: {error}") from None
+    return {name: {"bits": bits} for name in sharings()}
+
+
 def open_sets(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None]:
     """The data and the test set that were named, with their preprocessing.
 

@@ -136,12 +136,17 @@ def _compress(parser: argparse.ArgumentParser) -> None:
         help="of factors: price (the default), vbmf, energy=0.9, or one rank for all: 16",
     )  # fmt: skip
     parser.add_argument("--rank-multiple", metavar="N", type=int, default=1, help="ranks are multiples of N: 8")
-    parser.add_argument("--rounding", metavar="NAME", default="gptq", help="of integers: gptq, rate_aware or nearest")
+    parser.add_argument(
+        "--rounding", metavar="NAME", help="of integers: gptq (the default), rate_aware, nearest; kmeans shares weights"
+    )
+    parser.add_argument(
+        "--bits", metavar="N", type=int, help="share weights: 2^N values a layer, 1 to 8 (default: the price chooses)"
+    )
     parser.add_argument(
         "--target",
         default="onnx",
-        help="file the budget binds: onnx, onnx-int8, onnx-w8, onnx-w4, tflite, tflite-int8 or archive; of several "
-        "with commas, the first",
+        help="file the budget binds: onnx, onnx-int8, onnx-w8, onnx-w4, onnx-shared, tflite, tflite-int8 or archive; "
+        "of several with commas, the first",
     )
     parser.add_argument(
         "--max-ram",

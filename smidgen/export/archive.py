@@ -3,6 +3,7 @@
     model bytes = graph, cut apart by the raw bytes of its tensors
     graph       → a model of bytes that knows ONNX                 (archive_primer.py)
     quantized   → integers by one adaptive coder, exponents        (smidgen.coding, archive_exponents.py)
+    shared      → indices among those integers, codebooks          (archive_codebooks.py)
     floats      → byte planes, all tensors of a dtype together
 
 Unpacking puts the pieces together again, so what comes out is the very file that was measured. Numpy only: neither
@@ -22,6 +23,7 @@ import numpy as np
 
 from smidgen.coding import pack_bytes, pack_floats, pack_many, unpack_bytes, unpack_floats, unpack_many
 from smidgen.errors import LoadError, VerificationError
+from smidgen.export.archive_codebooks import centred, codebook_of, pack_codebooks, unpack_codebooks
 from smidgen.export.archive_exponents import pack_exponents, unpack_exponents
 from smidgen.export.archive_format import (
     KINDS,
@@ -38,7 +40,7 @@ from smidgen.export.archive_format import (
 )
 from smidgen.export.archive_primer import primer
 from smidgen.export.archive_wire import Initializer, initializers
-from smidgen.forms import Quantized, dense
+from smidgen.forms import Codebook, Quantized, dense, shape
 
 # Bytes of an unpacked model unless told otherwise.
 LIMIT = 1 << 30
@@ -48,14 +50,14 @@ SMALLEST = 16
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """The integers and scales that an initializer was made from.
+    """The integers and scales, or the indices and values, that an initializer was made from.
 
     Args:
         form: `dense` of it is the initializer, in the same order.
         transposed: after its first two axes were swapped.
     """
 
-    form: Quantized
+    form: Quantized | Codebook
     transposed: bool = False
 
     @property
@@ -111,7 +113,7 @@ def pack_archive(model: bytes, quantized: Mapping[str, Packed]) -> bytes:
     if unknown:
         raise ValueError(f"archive: no initializer {min(unknown)!r} with raw bytes in the model; give one of its names")
     graph, records, at = bytearray(), list[Record](), 0
-    forms, floats = list[Quantized](), {name: bytearray() for name in KINDS[:QUANTIZED]}
+    forms, floats = list[Quantized | Codebook](), {name: bytearray() for name in KINDS[:QUANTIZED]}
     for tensor, packed in zip(found, named, strict=True):
         raw = model[tensor.raw : tensor.end]
         kind = QUANTIZED if packed is not None else _float_kind(tensor, len(raw))
@@ -150,15 +152,17 @@ def _quantized(record: Record, packed: Packed, tensor: Initializer, raw: bytes) 
         given = packed.values
     except ValueError as error:
         raise VerificationError(f"archive: {name!r} has integers and scales that do not fit: {error}") from error
-    ranks = form.integers.ndim, len(tensor.dims)
+    ranks = len(shape(form)), len(tensor.dims)
     storable = (
         kind_of(tensor.dtype) == 1 and record.nbytes == len(raw) > 0 and 0 < min(ranks) <= max(ranks) <= MOST_SIDES
     )
     if not storable or given.tobytes() != raw:
         raise VerificationError(
-            f"archive: {name!r} {list(tensor.dims)} is not, to the bit, what its integers {list(form.integers.shape)} "
+            f"archive: {name!r} {list(tensor.dims)} is not, to the bit, what its integers {list(shape(form))} "
             "give; write the model from the same form, or leave it among the floats"
         )
+    if isinstance(form, Codebook):
+        return replace(record, shape=form.indices.shape, transposed=packed.transposed, values=len(form.values))
     return replace(
         record,
         shape=form.integers.shape,
@@ -170,19 +174,30 @@ def _quantized(record: Record, packed: Packed, tensor: Initializer, raw: bytes) 
 
 
 def _joined(
-    graph: bytes, checksum: int, records: list[Record], forms: list[Quantized], floats: Mapping[str, bytearray]
+    graph: bytes,
+    checksum: int,
+    records: list[Record],
+    forms: list[Quantized | Codebook],
+    floats: Mapping[str, bytearray],
 ) -> bytes:
     text = write_records(records) + graph
     streams = {"graph": pack_bytes(text, primer=primer())}
     if forms:
-        integers = [np.ascontiguousarray(form.integers, np.int32) for form in forms]
-        streams["integers"] = pack_many([integers[i] for i in _coding_order([form.integers.shape for form in forms])])
-        rows = [form.row.astype(np.int32) for form in forms if form.row.any()]
-        streams["exponents"] = pack_exponents(rows, [form.column.astype(np.int32) for form in forms])
+        integers = [_integers(form) for form in forms]
+        streams["integers"] = pack_many([integers[i] for i in _coding_order([shape(form) for form in forms])])
+    if scaled := [form for form in forms if isinstance(form, Quantized)]:
+        rows = [form.row.astype(np.int32) for form in scaled if form.row.any()]
+        streams["exponents"] = pack_exponents(rows, [form.column.astype(np.int32) for form in scaled])
+    if books := [form.values for form in forms if isinstance(form, Codebook)]:
+        streams["codebooks"] = pack_codebooks(books)
     for name, raw in floats.items():
         if raw:
             streams[name] = pack_floats(np.frombuffer(raw, np.dtype(name).newbyteorder("<")).astype(name))
     return join(len(text), checksum, streams)
+
+
+def _integers(form: Quantized | Codebook) -> np.ndarray:
+    return centred(form) if isinstance(form, Codebook) else np.ascontiguousarray(form.integers, np.int32)
 
 
 def _coding_order(shapes: Sequence[tuple[int, ...]]) -> list[int]:
@@ -265,7 +280,8 @@ def _opened(header: Header, streams: Mapping[str, bytes], limit: int) -> tuple[b
     records, at = read_records(text, limit)
     kinds = {KINDS[record.kind] for record in records}
     needed = {"graph"} | kinds - {KINDS[QUANTIZED]}
-    needed |= {"integers", "exponents"} if KINDS[QUANTIZED] in kinds else set()
+    for record in (record for record in records if record.kind == QUANTIZED):
+        needed |= {"integers", "codebooks" if record.values else "exponents"}
     if needed != set(streams):
         raise LoadError(f"archive: streams {sorted(streams)} for tensors of {sorted(kinds)}; fetch the file again")
     return text, records, at
@@ -297,15 +313,29 @@ def _floats(records: list[Record], kind: int, streams: Mapping[str, bytes], limi
     return io.BytesIO(values.astype(values.dtype.newbyteorder("<")).tobytes())
 
 
-def _forms(records: list[Record], streams: Mapping[str, bytes], limit: int) -> Iterator[Quantized]:
+def _forms(records: list[Record], streams: Mapping[str, bytes], limit: int) -> Iterator[Quantized | Codebook]:
     if not records:
         return
     order = _coding_order([record.shape for record in records])
     coded = unpack_many(streams["integers"], [records[i].shape for i in order], limit)
     integers = dict(zip(order, coded, strict=True))
+    rows, columns = _exponents([record for record in records if not record.values], streams, limit)
+    sizes = [record.values for record in records if record.values]
+    books = iter(unpack_codebooks(streams["codebooks"], sizes, limit) if sizes else [])
+    for i, record in enumerate(records):
+        if record.values:
+            yield codebook_of(integers.pop(i), next(books))
+            continue
+        row = np.zeros(record.shape[0], np.int32) if record.flat else next(rows)
+        yield Quantized(integers.pop(i), row, next(columns), record.per_octave)
+
+
+def _exponents(
+    records: list[Record], streams: Mapping[str, bytes], limit: int
+) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray]]:
+    """Those of rows that are stored, and of columns."""
+    if not records:
+        return iter(()), iter(())
     sizes = [record.shape[0] for record in records if not record.flat]
     rows, columns = unpack_exponents(streams["exponents"], sizes, [record.columns for record in records], limit)
-    kept = iter(rows)
-    for i, record in enumerate(records):
-        row = np.zeros(record.shape[0], np.int32) if record.flat else next(kept)
-        yield Quantized(integers.pop(i), row, columns[i], record.per_octave)
+    return iter(rows), iter(columns)

@@ -4,6 +4,8 @@
              · crc32 of the model · crc32 of each stream · crc32 of all before · the streams, nothing after
     record = varint flags · varint gap · varint rank · varint sides · [varint length · name] · [quantized: …]
 
+Version 2 has codebooks, version 1 none; a file without any is written as version 1, which older readers know.
+
 docs/archive.md tells it byte by byte. Nothing here allocates more than the file's own size: sizes are only read, and
 compared with the limit.
 """
@@ -17,18 +19,22 @@ from dataclasses import dataclass
 
 from smidgen.coding.varint import read_varint, write_varint
 from smidgen.errors import LoadError
+from smidgen.export.archive_codebooks import MOST_VALUES
 from smidgen.export.archive_wire import head
 from smidgen.forms.scales import PER_OCTAVE
 
-MAGIC, VERSION = b"SMDG", 1
-STREAMS: tuple[str, ...] = ("graph", "integers", "exponents", "float16", "float32", "float64")
+MAGIC, VERSIONS = b"SMDG", (1, 2)
+STREAMS: tuple[str, ...] = ("graph", "integers", "exponents", "float16", "float32", "float64", "codebooks")
+_FIRST = 6  # streams of version 1
 # By kind, which is the flags' lowest two bits: the stream, ONNX's number of the dtype in the file, bytes of a value.
 KINDS: tuple[str, ...] = ("float16", "float32", "float64", "quantized")
 _DTYPES, _SIZES = (10, 1, 11, 1), (2, 4, 8, 4)
 QUANTIZED = 3
 # Of a network this project is for; each record costs an unpacker a few hundred bytes of its own.
 MOST_RECORDS, MOST_SIDES = 1 << 16, 8
-_WHOLE, _FLAT, _TRANSPOSED, _OWN_SHAPE, _FLAGS = 1 << 2, 1 << 6, 1 << 7, 1 << 8, 1 << 9
+_WHOLE, _FLAT, _TRANSPOSED, _OWN_SHAPE, _SHARED, _FLAGS = (
+    1 << 2, 1 << 6, 1 << 7, 1 << 8, 1 << 9, 1 << 10
+)  # fmt: skip
 _OCTAVE = 3
 _MEND = "fetch the file again"
 
@@ -65,6 +71,7 @@ class Record:
         per_octave: scales an octave.
         flat: all row exponents are 0, and not stored.
         transposed: the initializer has the first two axes of the weight swapped.
+        values: of its codebook, where the integers are indices; 0 where they have scales.
     """
 
     kind: int
@@ -77,6 +84,7 @@ class Record:
     per_octave: int = 1
     flat: bool = False
     transposed: bool = False
+    values: int = 0
 
     @property
     def count(self) -> int:
@@ -102,7 +110,8 @@ def kind_of(dtype: int) -> int | None:
 def join(graph_nbytes: int, checksum: int, streams: Mapping[str, bytes]) -> bytes:
     """The file: header, then the streams that are not empty."""
     there = [(number, streams[name]) for number, name in enumerate(STREAMS) if streams.get(name)]
-    start = MAGIC + bytes([VERSION, sum(1 << number for number, _ in there)]) + write_varint(graph_nbytes)
+    present = sum(1 << number for number, _ in there)
+    start = MAGIC + bytes([VERSIONS[bool(present >> _FIRST)], present]) + write_varint(graph_nbytes)
     start += b"".join(write_varint(len(stream)) for _, stream in there) + _four(checksum)
     start += b"".join(_four(zlib.crc32(stream)) for _, stream in there)
     return start + _four(zlib.crc32(start)) + b"".join(stream for _, stream in there)
@@ -129,8 +138,9 @@ def _header(data: bytes) -> tuple[Header, list[int]]:
         raise LoadError(f"archive: it starts with {data[:4].hex() or 'nothing'}, not 'SMDG'; give a .smidgen file")
     if len(data) < 6:
         raise LoadError(f"archive: {len(data)} bytes are no header; {_MEND}")
-    if data[4] != VERSION:
-        raise LoadError(f"archive: format {data[4]}, this smidgen reads {VERSION}; get the smidgen that wrote it")
+    if data[4] not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        raise LoadError(f"archive: format {data[4]}, this smidgen reads {known}; get the smidgen that wrote it")
     names = [name for number, name in enumerate(STREAMS) if data[5] >> number & 1]
     graph_nbytes, at = read_varint(data, 6)
     sizes = []
@@ -140,8 +150,8 @@ def _header(data: bytes) -> tuple[Header, list[int]]:
     end = at + 4 * (len(names) + 2)
     if end > len(data) or zlib.crc32(data[: end - 4]) != int.from_bytes(data[end - 4 : end], "little"):
         raise LoadError(f"archive: its header is damaged; {_MEND}")
-    if data[5] >> len(STREAMS) or "graph" not in names:
-        raise LoadError(f"archive: streams {data[5]:#x} are not of format {VERSION}; {_MEND}")
+    if data[5] >> (_FIRST if data[4] == VERSIONS[0] else len(STREAMS)) or "graph" not in names:
+        raise LoadError(f"archive: streams {data[5]:#x} are not of format {data[4]}; {_MEND}")
     if end + sum(sizes) != len(data):
         raise LoadError(f"archive: {len(data)} bytes where its header promises {end + sum(sizes)}; {_MEND}")
     sums = [int.from_bytes(data[place : place + 4], "little") for place in range(at, end - 4, 4)]
@@ -167,15 +177,15 @@ def _written(record: Record) -> bytes:
     flags = record.kind | _WHOLE * record.whole
     if quantized:
         flags |= PER_OCTAVE.index(record.per_octave) << _OCTAVE | _FLAT * record.flat
-        flags |= _TRANSPOSED * record.transposed | _OWN_SHAPE * (record.shape != plain)
+        flags |= _TRANSPOSED * record.transposed | _OWN_SHAPE * (record.shape != plain) | _SHARED * (record.values > 0)
     out = write_varint(flags) + write_varint(record.gap) + _sides(record.dims)
     if record.whole:
         out += write_varint(len(record.name)) + record.name
     if quantized:
         out += _sides(record.shape) if flags & _OWN_SHAPE else b""
         # 0 for a single scale, the likeliest, whose span would be another number in every layer.
-        span = record.count // record.shape[0] // record.columns
-        out += write_varint(0 if record.columns == 1 else span)
+        span = 0 if record.columns == 1 else record.count // record.shape[0] // record.columns
+        out += write_varint(record.values or span)
     return out
 
 
@@ -230,18 +240,25 @@ def _read(data: bytes, at: int, limit: int) -> tuple[Record, int]:
             raise LoadError(f"archive: a tensor with flags {flags:#x}; {_MEND}")
         return Record(kind, gap, dims, whole, name), at
     transposed, octave = bool(flags & _TRANSPOSED), flags >> _OCTAVE & 7
-    if flags >= _FLAGS or octave >= len(PER_OCTAVE):
+    shared, flat = bool(flags & _SHARED), bool(flags & _FLAT)
+    if flags >= _FLAGS or octave >= len(PER_OCTAVE) or (shared and (octave or flat)):
         raise LoadError(f"archive: a tensor with flags {flags:#x}; {_MEND}")
     shape = _plain_shape(dims, transposed=transposed)
     if flags & _OWN_SHAPE:
         shape, at = _read_sides(data, at, limit)
     span, at = read_varint(data, at)
     count = math.prod(dims)
-    width = count // shape[0]
-    if math.prod(shape) != count or (transposed and len(shape) < 2) or (span and width % span):
+    if math.prod(shape) != count or (transposed and len(shape) < 2):
         raise LoadError(f"archive: integers {list(shape)} for a tensor {list(dims)}; {_MEND}")
+    if shared:
+        if not 0 < span <= MOST_VALUES:
+            raise LoadError(f"archive: a codebook of {span} values; {_MEND}")
+        return Record(kind, gap, dims, whole, name, shape, transposed=transposed, values=span), at
+    width = count // shape[0]
+    if span and width % span:
+        raise LoadError(f"archive: integers in rows of {width} for a scale every {span}; {_MEND}")
     columns = width // span if span else 1
-    return Record(kind, gap, dims, whole, name, shape, columns, PER_OCTAVE[octave], bool(flags & _FLAT), transposed), at
+    return Record(kind, gap, dims, whole, name, shape, columns, PER_OCTAVE[octave], flat, transposed), at
 
 
 def _read_sides(data: bytes, at: int, limit: int) -> tuple[tuple[int, ...], int]:

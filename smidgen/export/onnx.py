@@ -26,8 +26,9 @@ from smidgen.errors import LoadError
 from smidgen.export.archive import Packed
 from smidgen.export.files import write_bytes
 from smidgen.export.onnx_integers import integer_weight, with_int4
+from smidgen.export.onnx_shared import shared_weight
 from smidgen.export.onnx_strip import drop_unused, strip
-from smidgen.forms import Geometry, Quantized, Stage, stages, width
+from smidgen.forms import Codebook, Geometry, Quantized, Stage, stages, width
 from smidgen.site import Site, Stored
 
 DOMAIN = "smidgen"
@@ -86,7 +87,7 @@ def write(base: Base, sites: list[Site], stored: Mapping[str, Stored], path: Pat
         sites: the network's sites.
         stored: form and bias by site name, for every site of the base.
         path: file to write, replaced in one step.
-        target: ``onnx`` for floats, or one whose file holds integers of a fixed width.
+        target: ``onnx`` for floats, or one whose file holds integers or indices of a fixed width.
 
     Returns:
         The file's size in bytes.
@@ -116,7 +117,7 @@ def fill(base: Base, sites: list[Site], stored: Mapping[str, Stored], target: st
 
 
 def integer_tensors(base: Base, sites: list[Site], stored: Mapping[str, Stored]) -> dict[str, Packed]:
-    """The integers behind the weights and biases of a file, by initializer, as `smidgen.export.archive` wants them.
+    """The integers or indices behind a file's weights and biases, by initializer, as the archive wants them.
 
     Args:
         base, sites, stored: as given to `write`.
@@ -128,7 +129,7 @@ def integer_tensors(base: Base, sites: list[Site], stored: Mapping[str, Stored])
         chain = stages(one.form, by_name[marker.name].geometry)
         names = _stage_names(marker.name, len(chain))
         for name, stage in zip(names, chain, strict=True):
-            if isinstance(stage.weight, Quantized):
+            if isinstance(stage.weight, Quantized | Codebook):
                 found[f"{name}.weight"] = Packed(stage.weight, _turned(stage, marker))
         if one.bias_form is not None:
             found[f"{names[-1]}.bias"] = Packed(one.bias_form)
@@ -167,6 +168,9 @@ def _weight(
 ) -> tuple[str, list[onnx.NodeProto]]:
     """Store a weight; the value that holds it in floats, and the nodes that make those."""
     leaf, bits = stage.weight, width(stage.weight, target)
+    if bits is not None and isinstance(leaf, Codebook):
+        nodes = shared_weight(graph, leaf, stage.shape, name, turned=turned)
+        return nodes[-1].output[0], nodes
     if bits is None or not isinstance(leaf, Quantized):
         _add_floats(graph, stage.values.T if turned else stage.values, name)
         return name, []

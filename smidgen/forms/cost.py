@@ -6,7 +6,7 @@ import numpy as np
 
 from smidgen.forms.geometry import Geometry
 from smidgen.forms.stages import Stage, stages
-from smidgen.forms.types import Form, Quantized
+from smidgen.forms.types import Codebook, Form, Quantized
 
 # Bytes one layer adds to a stripped ONNX file beside its weights: node, attributes, tensor header and short names.
 # Measured on files written by smidgen.export (106 for a convolution, 58 for a Gemm); the difference does not matter.
@@ -21,10 +21,12 @@ TFLITE_ROW = 4 + 4 + 2
 # a row's own scale takes ten bytes and more (the gender CNN at 30 kB: its largest layer has rank 7, with them rank 5).
 NARROW = 16
 FLOAT_BYTES = 4
-# Widths of integers that a target's file can hold beside floats, the narrowest first.
+# Widths of integers, or of indices into a codebook, that a target's file can hold beside floats, the narrowest first.
 WIDTHS: dict[str, tuple[int, ...]] = {
     "onnx-w8": (8,), "onnx-w4": (4, 8), "onnx-int8": (8,), "tflite-int8": (4, 8),
+    "onnx-shared": (1, 2, 3, 4, 5, 6, 7, 8),
 }  # fmt: skip
+SHARED: tuple[str, ...] = ("onnx-shared",)  # those of codebooks
 FLOATS = ("onnx", "tflite")  # targets whose file holds floats alone
 # Those whose file computes in integers: a layer that keeps its floats would cost time, and is not on offer.
 STATIC = frozenset({"onnx-int8", "tflite-int8"})
@@ -35,6 +37,10 @@ QDQ_OVERHEAD, QDQ_ROW = 200, 4
 # Bytes a weight of integers adds beside them and its scales: a DequantizeLinear node, its names, the scales' header.
 # Measured on written files (61 for a convolution and a Gemm, 48 for a MatMul, whose axis is the default).
 WIDTH_OVERHEAD = 61
+# The same of indices beside them and the codebook's values: five nodes that unpack them, their names and the shape; two
+# more where the last byte is not full; only two in all where an index is a byte. Measured on written files of four
+# dense layers and four convolutions at 1 to 7 bits (246 to 266, 315 to 334 with the rest) and at 8 (70).
+SHARED_OVERHEAD, SHARED_REST, SHARED_BYTES = 255, 70, 70
 
 
 def params(form: Form, geometry: Geometry) -> int:
@@ -89,14 +95,16 @@ def narrow(geometry: Geometry) -> bool:
 
 
 def width(form: Form, target: str) -> int | None:
-    """Bits of each integer of a leaf in a target's file; None where the file holds its floats.
+    """Bits of each integer or index of a leaf in a target's file; None where the file holds its floats.
 
     >>> leaf = Quantized(np.array([[7, -3]]), np.zeros(1, np.int32), np.zeros(1, np.int32))
     >>> width(leaf, "onnx-w4"), width(leaf, "onnx-w8"), width(leaf, "onnx")
     (4, 8, None)
     """
+    if isinstance(form, Codebook):
+        return form.bits if target in SHARED else None
     # A runtime multiplies by one scale a row; several columns' scales it has no place for.
-    if not isinstance(form, Quantized) or len(form.column) > 1:
+    if target in SHARED or not isinstance(form, Quantized) or len(form.column) > 1:
         return None
     largest = int(np.abs(form.integers).max(initial=0))
     return next((bits for bits in WIDTHS.get(target, ()) if largest < 2 ** (bits - 1)), None)
@@ -117,6 +125,9 @@ def _stage_nbytes(stage: Stage, bits: int | None, target: str) -> int:
         return FLOAT_BYTES * stage.params + LAYER_OVERHEAD[g.kind]
     # Integers of four bits lie two in a byte; each row has a float32 scale.
     weights = -(-stage.params * bits // 8)
+    if target in SHARED:
+        nodes = SHARED_BYTES if bits == 8 else SHARED_OVERHEAD + SHARED_REST * (stage.params * bits % 8 > 0)
+        return weights + FLOAT_BYTES * min(2**bits, stage.params) + nodes + LAYER_OVERHEAD[g.kind]
     return weights + FLOAT_BYTES * g.out_channels + WIDTH_OVERHEAD + LAYER_OVERHEAD[g.kind] + extra
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from smidgen.forms.scales import scales
-from smidgen.forms.types import CP, Dense, Form, LowRank, Quantized, Spatial, Tucker2
+from smidgen.forms.types import CP, Codebook, Dense, Form, LowRank, Quantized, Spatial, Tucker2
 
 
 def dense(form: Form) -> np.ndarray:
@@ -30,6 +30,8 @@ def dense(form: Form) -> np.ndarray:
             return values
         case Quantized():
             return _from_integers(form)
+        case Codebook(indices, values):
+            return values[indices]
         case LowRank(v, u, core, groups):
             return _low_rank(dense(v), dense(u), None if core is None else dense(core), groups)
         case CP(inp, kernel, out):
@@ -58,6 +60,8 @@ def shape(form: Form) -> tuple[int, ...]:
             return values.shape
         case Quantized(integers):
             return integers.shape
+        case Codebook(indices):
+            return indices.shape
         case LowRank() | CP() | Spatial() | Tucker2():
             return dense(form).shape
 
@@ -100,10 +104,10 @@ def _tucker2(inp: np.ndarray, core: np.ndarray, out: np.ndarray, groups: int) ->
     return np.ascontiguousarray(full.swapaxes(2, 3)).reshape(out.shape[0], inp.shape[1], *window)
 
 
-def leaves(form: Form) -> Iterator[Dense | Quantized]:
+def leaves(form: Form) -> Iterator[Dense | Quantized | Codebook]:
     """The leaves of a form, in the order their layers run."""
     match form:
-        case Dense() | Quantized():
+        case Dense() | Quantized() | Codebook():
             yield form
         case LowRank(v, u, core, _):
             yield from leaves(v)
@@ -124,6 +128,17 @@ def leaves(form: Form) -> Iterator[Dense | Quantized]:
             yield from leaves(out)
 
 
+def reshaped(leaf: Quantized | Codebook, shape: tuple[int, ...]) -> Quantized | Codebook:
+    """The leaf with its weight in another shape of as many values.
+
+    >>> reshaped(Codebook(np.zeros((2, 9), np.uint8), np.ones(1, np.float32)), (2, 1, 3, 3)).indices.shape
+    (2, 1, 3, 3)
+    """
+    if isinstance(leaf, Codebook):
+        return replace(leaf, indices=leaf.indices.reshape(shape))
+    return replace(leaf, integers=leaf.integers.reshape(shape))
+
+
 def replace_last(form: Form, values: np.ndarray) -> Form:
     """The form with another last layer: what a least-squares refit of the outputs changes.
 
@@ -132,7 +147,7 @@ def replace_last(form: Form, values: np.ndarray) -> Form:
         values: the last factor for a factored form, the whole weight for a dense one.
     """
     match form:
-        case Dense() | Quantized():
+        case Dense() | Quantized() | Codebook():
             return Dense(values)
         case LowRank() | Spatial():
             return replace(form, u=Dense(values))
@@ -143,7 +158,7 @@ def replace_last(form: Form, values: np.ndarray) -> Form:
 def rank(form: Form) -> int | None:
     """Inner dimension of a factored form (of one group), that of the outputs where it has two; None for a dense one."""
     match form:
-        case Dense() | Quantized():
+        case Dense() | Quantized() | Codebook():
             return None
         case LowRank(v, _, _, groups) | Spatial(v, _, groups):
             return shape(v)[0] // groups
@@ -154,7 +169,7 @@ def rank(form: Form) -> int | None:
 
 
 def describe(form: Form) -> str:
-    """Short name of a form for tables: ``dense``, ``quantized``, ``low-rank``, ``cp``, ``spatial``, ``tucker-2``.
+    """Short name of a form for tables: ``dense``, ``quantized``, ``shared``, ``low-rank``, ``cp``, ``spatial``, …
 
     >>> describe(LowRank(v=Dense(np.zeros((1, 3))), u=Dense(np.zeros((4, 1))), core=Dense(np.zeros((1, 1)))))
     'low-rank (3 factors)'
@@ -164,6 +179,8 @@ def describe(form: Form) -> str:
             return "dense"
         case Quantized():
             return "quantized"
+        case Codebook():
+            return "shared"
         case LowRank(_, _, core, _):
             return "low-rank" if core is None else "low-rank (3 factors)"
         case CP():

@@ -47,6 +47,33 @@ class Quantized:
 
 
 @dataclass(frozen=True, eq=False)
+class Codebook:
+    """Weights that share a few values: ``W[i] = values[indices[i]]`` (Han et al. 2016, arXiv:1510.00149).
+
+    Args:
+        indices: uint8, shaped as the layer stores its weight, ``[out, inp, *kernel]``; each below k.
+        values: float32 ``[k]``, rising, 1 ≤ k ≤ 256.
+
+    >>> import numpy as np
+    >>> Codebook(np.array([[0, 1, 1]], np.uint8), np.array([-0.5, 0.25], np.float32)).bits
+    1
+    """
+
+    indices: np.ndarray
+    values: np.ndarray
+
+    @property
+    def bits(self) -> int:
+        """Of an index."""
+        return max(1, (len(self.values) - 1).bit_length())
+
+    @property
+    def centre(self) -> int:
+        """The index whose value is nearest to zero: the likeliest one of a trained weight."""
+        return int(np.abs(self.values).argmin())
+
+
+@dataclass(frozen=True, eq=False)
 class LowRank:
     """A product of two factors, or of three: ``W = U · V`` or ``W = U · C · V`` in each group.
 
@@ -118,7 +145,7 @@ class Tucker2:
     groups: int = 1
 
 
-Form = Union[Dense, Quantized, LowRank, CP, Spatial, Tucker2]  # noqa: UP007 - the runtime type checker resolves the recursive name from here
+Form = Union[Dense, Quantized, Codebook, LowRank, CP, Spatial, Tucker2]  # noqa: UP007 - the runtime type checker resolves the recursive name from here
 
 
 def hollow(*shape: int) -> np.ndarray:

@@ -5,6 +5,8 @@
     Gemm, MatMul    out elements · inner length
 
 for one sample; their quantized siblings (QLinearConv, ConvInteger, QLinearMatMul, MatMulInteger, MatMulNBits) alike.
+What depends on constants alone is computed once, on opening: it costs nothing a sample, and weights that are gathered
+from a codebook count as the weights that they are.
 """
 
 from __future__ import annotations
@@ -69,10 +71,10 @@ def file_cost(path: str | Path) -> tuple[int, int | None]:
 def onnx_cost(path: str | Path) -> tuple[int, int | None]:
     """Parameters and multiply-accumulates of the ONNX file at ``path`` for one sample.
 
-    Parameters are the elements of stored floating-point tensors and of the integer tensors that hold quantized weights;
-    scales, zero points, shape constants and lone numbers of Constant nodes are none. MACs come from shape inference on
-    a copy whose batch is 1, and are None where a shape cannot be known before running. LoadError when the file cannot
-    be read.
+    Parameters are the elements of stored floating-point tensors and of the integer tensors that hold quantized
+    weights, and weights gathered from a codebook; codebooks, scales, zero points, shape constants and lone numbers of
+    Constant nodes are none. MACs come from shape inference on a copy whose batch is 1, and are None where a shape
+    cannot be known before running. LoadError when the file cannot be read.
 
     >>> import tempfile, onnx.helper as h
     >>> weight = h.make_tensor("w", onnx.TensorProto.FLOAT, [8, 3, 3, 3], [0.0] * 216)
@@ -90,15 +92,33 @@ def onnx_cost(path: str | Path) -> tuple[int, int | None]:
         raise LoadError(f"measure: '{path}' is not an ONNX file: {' '.join(str(fault).split())[:200]}") from None
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    return _params(model.graph), _macs(model)
+    shapes, constant = _shapes(model), _constant(model.graph)
+    return _params(model.graph, shapes, constant), _macs(model, shapes, constant)
 
 
-def _params(graph: onnx.GraphProto) -> int:
+def _constant(graph: onnx.GraphProto) -> set[str]:
+    """Names of the values that depend on no input."""
+    known = set(_stored(graph))
+    for node in graph.node:
+        if node.op_type == "Constant" or (node.input and all(name in known or not name for name in node.input)):
+            known.update(node.output)
+    return known
+
+
+def _params(graph: onnx.GraphProto, shapes: dict[str, Shape], constant: set[str]) -> int:
     """Elements of stored weights, each stored tensor once."""
-    scales = _named(graph, _SCALES)
+    stored, scales = _stored(graph), _named(graph, _SCALES)
     integers = _named(graph, _INTEGER_WEIGHTS)
     total = 0
-    for name, tensor in _stored(graph).items():
+    for node in (node for node in graph.node if node.output[0] in constant):
+        if node.op_type == "Gather" and node.input[0] in stored and node.input[1] not in stored:
+            book = stored[node.input[0]]
+            if book.data_type in _FLOATS and len(book.dims) == 1 and node.output[0] in shapes:
+                total += math.prod(shapes[node.output[0]])
+                scales.add(node.input[0])
+        elif node.op_type == "MatMulInteger":
+            scales.update(node.input)
+    for name, tensor in stored.items():
         weighs = tensor.data_type in _FLOATS or name in integers
         if weighs and name not in scales:
             total += math.prod(tensor.dims)
@@ -127,15 +147,14 @@ def _named(graph: onnx.GraphProto, places: dict[str, tuple[int, ...]]) -> set[st
     }
 
 
-def _macs(model: onnx.ModelProto) -> int | None:
+def _macs(model: onnx.ModelProto, shapes: dict[str, Shape], constant: set[str]) -> int | None:
     """Sum over the nodes, or None where one cannot be counted."""
     if any(given.type == onnx.AttributeProto.GRAPH for node in model.graph.node for given in node.attribute):
         # What a loop or a branch costs depends on the data.
         return None
-    shapes = _shapes(model)
     total = 0
     for node in model.graph.node:
-        if node.op_type in COUNTED:
+        if node.op_type in COUNTED and node.output[0] not in constant:
             macs = node_macs(node, shapes)
             if macs is None:
                 return None
@@ -196,6 +215,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, tuple[Shape, int]]:
     _open_up_packed(fixed)
     try:
         _fold_shape_arithmetic(fixed)
+        stored = {each.name: (tuple(each.dims), each.data_type) for each in fixed.graph.initializer}
         inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
     except Exception:  # a damaged graph: its parameters are still worth telling
         return stored

@@ -7,8 +7,9 @@ A method module defines ``METHOD``, an object with
     family()   all the forms it offers for one site, from small to large, each with its predicted loss
 
 and is found by being there: see `methods()`. A rounding module defines ``ROUNDING`` in the same way, an object that
-turns the leaves of any form into integers: see `roundings()`; what those share is in ``_stepped.py``. The laws that all
-obey are in ``tests/test_methods_contract.py``.
+turns the leaves of any form into integers: see `roundings()`; what those share is in ``_stepped.py``. A sharing module
+defines ``SHARING``, which turns them into indices of a few values: see `sharings()`. The laws that all obey are in
+``tests/test_methods_contract.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, Protocol, get_args, runtime_checkable
 import numpy as np
 
 from smidgen.errors import PlanError
-from smidgen.forms import Form, Quantized
+from smidgen.forms import Codebook, Form, Quantized
 from smidgen.forms.geometry import Kind
 from smidgen.site import Curvature, Site
 
@@ -92,6 +93,27 @@ class Rounding(Protocol):
         ...
 
 
+@runtime_checkable
+class Sharing(Protocol):
+    """What a sharing module's ``SHARING`` provides: a codebook for the leaves of any form."""
+
+    name: str
+    settings: Any
+
+    def shared(self, weight: Any, factors: Any, rows: Any, bits: int) -> Codebook:
+        """A weight ``[groups, out, n]`` as 2^bits values; see `smidgen.methods.kmeans.KMeans.shared`."""
+        ...
+
+    def with_settings(self, **settings: Any) -> Sharing:
+        """The same with other settings."""
+        ...
+
+
+# How leaves become small; and all that a plan keeps the settings of.
+Leaves = Rounding | Sharing
+AnyMethod = Method | Rounding | Sharing
+
+
 @cache
 def methods() -> dict[str, Method]:
     """Every method there is, by name.
@@ -112,17 +134,27 @@ def roundings() -> dict[str, Rounding]:
     return _found("ROUNDING")
 
 
+@cache
+def sharings() -> dict[str, Sharing]:
+    """Every way of sharing weights there is, by name.
+
+    >>> sorted(sharings())
+    ['kmeans']
+    """
+    return _found("SHARING")
+
+
 def _found(attribute: str) -> dict[str, Any]:
     there = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
     members = [getattr(module, attribute) for module in there if hasattr(module, attribute)]
     return {member.name: member for member in members}
 
 
-def choose_rounding(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Rounding:
-    """The rounding a user asked for.
+def choose_rounding(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Leaves:
+    """The rounding, or sharing, a user asked for.
 
     Args:
-        name: one of `roundings`.
+        name: one of `roundings` or `sharings`.
         settings: settings by name, those of a saved plan for instance.
 
     Raises:
@@ -131,8 +163,9 @@ def choose_rounding(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Rou
     >>> choose_rounding("nearest", {}).name
     'nearest'
     """
-    _known("rounding", name, sorted(roundings()))
-    return _set(roundings()[name], settings.get(name, {}))
+    there: dict[str, Leaves] = {**roundings(), **sharings()}
+    _known("rounding", name, sorted(there))
+    return _set(there[name], settings.get(name, {}))
 
 
 def _set(member: Any, settings: Mapping[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from torch import nn
 from smidgen.budget import Budget
 from smidgen.errors import BudgetError, PlanError
 from smidgen.measure.scores import Metric
-from smidgen.methods import Method, Rounding, roundings
+from smidgen.methods import AnyMethod, roundings, sharings
 from smidgen.methods._ranks import told_ranks
 from smidgen.pipeline.ledger import parse_ram, with_ledger
 from smidgen.pipeline.targets import check_given, check_targets
@@ -54,7 +54,7 @@ def compress(
     methods: str | Sequence[str] | Mapping[str, Sequence[str]] = "auto",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     target: str | Sequence[str] = "onnx",
-    rounding: str = "gptq",
+    rounding: str | None = None,
     metric: str | Metric | None = None,
     refit: bool = True,
     threads: int | None = None,
@@ -79,10 +79,13 @@ def compress(
             price and no budget is given, every layer takes its rank if that makes it smaller.
         target: the kind of file the budget binds, or several, the first of which it binds: ``"archive"`` (integers,
             entropy-coded; `smidgen.unpack` gives back the ONNX file), ``"onnx"`` (floats), ``"onnx-w8"`` or
-            ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear), ``"onnx-int8"``
-            (static: activations too; it computes in integers, and needs data), ``"tflite"`` (floats) or
-            ``"tflite-int8"`` (weights and activations of 8 bits, float ends; needs data).
-        rounding: how integers are found, for a target that holds them: ``"gptq"``, ``"rate_aware"`` or ``"nearest"``.
+            ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear), ``"onnx-shared"``
+            (weights that share 2 to 256 values a layer, as packed indices), ``"onnx-int8"`` (static: activations too;
+            it computes in integers, and needs data), ``"tflite"`` (floats) or ``"tflite-int8"`` (weights and
+            activations of 8 bits, float ends; needs data).
+        rounding: how integers are found, for a target that holds them: ``"gptq"``, ``"rate_aware"`` or ``"nearest"``;
+            ``"kmeans"`` shares weights, for ``"archive"`` and ``"onnx-shared"``. With
+            ``settings={"kmeans": {"bits": 5}}`` and no budget every layer that gets smaller by it shares 32 values.
         metric: replaces accuracy: a function ``(outputs, labels) → float``, higher is better, or ``file.py:function``.
         refit: refit each layer on what the compressed layers before it produce (needs data).
         threads: for torch and onnxruntime; what torch uses when None.
@@ -111,6 +114,8 @@ def compress(
     budget = budget or Budget()
     check_given(targets, task.roles)
     _check_budget(budget, task)
+    if methods == "auto" and budget.kind == "default" and bits_named(settings):
+        methods = ()  # every layer as it is, at those bits: with factors the fewest bytes would be the least ranks
     options, chosen = candidates(task, methods, progress, settings, targets[0], rounding)
     check_ranks(options, chosen)
     with Threads(task.threads):
@@ -169,7 +174,7 @@ def apply(
     check_given([parsed.target], task.roles)
     needed = sorted({c.method for c in parsed.choices if c.method is not None})
     targets = check_targets(parsed.target)
-    rounding = next((name for name in parsed.settings if name in roundings()), "gptq")
+    rounding = next((name for name in parsed.settings if name in {**roundings(), **sharings()}), None)
     options, _ = candidates(task, needed, progress, parsed.settings, targets[0], rounding)
     with Threads(task.threads):
         mode = cast(Refit, parsed.moved) if any(c.rounded for c in parsed.choices) else None
@@ -179,7 +184,7 @@ def apply(
         return with_ledger(work.finish(outcome, Budget(), time.perf_counter() - started), work.original)
 
 
-def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, Method | Rounding]) -> Outcome:
+def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, AnyMethod]) -> Outcome:
     """Find the plan whose written file meets a budget.
 
     Args:
@@ -192,6 +197,8 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
         return replace(allocate(options, price, chosen, price_ms), **work.circumstances)
 
     if budget.kind == "default" and ranks_chosen(chosen):
+        return Outcome(work.trial(plan_at(inf)), met=True)
+    if budget.kind == "default" and bits_chosen(chosen) and not any(option.families for option in options):
         return Outcome(work.trial(plan_at(inf)), met=True)
     if budget.timed:
         return _search_time(work, budget, options, lambda price_ms: plan_at(0.0, price_ms))
@@ -206,12 +213,26 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
     return search_drop(plan_at, work.trial, points, middle)
 
 
-def ranks_chosen(chosen: Mapping[str, Method | Rounding]) -> list[str]:
+def ranks_chosen(chosen: Mapping[str, AnyMethod]) -> list[str]:
     """The methods whose ranks are not chosen by the price."""
     return [name for name, method in chosen.items() if getattr(method.settings, "ranks", "price") != "price"]
 
 
-def check_ranks(options: Sequence[Options], chosen: Mapping[str, Method | Rounding]) -> None:
+def bits_named(settings: Mapping[str, Mapping[str, Any]] | None) -> bool:
+    """Whether settings name the width of what is shared.
+
+    >>> bits_named({"kmeans": {"bits": 5}}), bits_named({"kmeans": {"passes": 1}})
+    (True, False)
+    """
+    return any((settings or {}).get(name, {}).get("bits") for name in sharings())
+
+
+def bits_chosen(chosen: Mapping[str, AnyMethod]) -> bool:
+    """Whether the user named the width of what is shared."""
+    return any(getattr(method.settings, "bits", 0) for method in chosen.values())
+
+
+def check_ranks(options: Sequence[Options], chosen: Mapping[str, AnyMethod]) -> None:
     """PlanError where the user chose a rank and no layer can take it."""
     for name in ranks_chosen(chosen):
         if any(name in option.families for option in options):

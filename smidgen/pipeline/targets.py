@@ -28,7 +28,8 @@ from smidgen.site import Stored
 
 FILES = {
     "onnx": "model.onnx", "archive": "model.smidgen", "onnx-w8": "model.w8.onnx", "onnx-w4": "model.w4.onnx",
-    "onnx-int8": "model.int8.onnx", "tflite": "model.tflite", "tflite-int8": "model.int8.tflite",
+    "onnx-int8": "model.int8.onnx", "onnx-shared": "model.shared.onnx", "tflite": "model.tflite",
+    "tflite-int8": "model.int8.tflite",
 }  # fmt: skip
 ALWAYS = ("onnx", "archive")  # written whatever the target: the table shows the archive's bytes beside the others'
 
@@ -140,7 +141,8 @@ def _tflite_int8(source: Source, path: Path) -> None:
 # What writes a target's file, from its source to a path.
 _WRITERS: dict[str, Callable[[Source, Path], None]] = {
     "archive": _archive, "onnx-w8": partial(_integers, "onnx-w8"), "onnx-w4": partial(_integers, "onnx-w4"),
-    "onnx-int8": partial(_integers, "onnx-int8"), "tflite": _tflite, "tflite-int8": _tflite_int8,
+    "onnx-int8": partial(_integers, "onnx-int8"), "onnx-shared": partial(_integers, "onnx-shared"),
+    "tflite": _tflite, "tflite-int8": _tflite_int8,
 }  # fmt: skip
 
 

@@ -17,14 +17,15 @@ from smidgen.calibrate.answers import outputs_of, true_losses
 from smidgen.calibrate.curvature import collect
 from smidgen.calibrate.norms import curvature_of
 from smidgen.data import Dataset
+from smidgen.errors import PlanError
 from smidgen.export.onnx import write
 from smidgen.export.verify import STATIC_TOLERANCE, TOLERANCE, verify
-from smidgen.forms import FLOATS, STATIC, WIDTHS, Dense, macs
+from smidgen.forms import FLOATS, SHARED, STATIC, WIDTHS, Dense, macs
 from smidgen.measure.latency import Latency
 from smidgen.measure.memory import release
 from smidgen.measure.scores import Judge
 from smidgen.measure.speed import compare_speed
-from smidgen.methods import Method, Rounding, choose_methods, choose_rounding
+from smidgen.methods import AnyMethod, Leaves, Rounding, Sharing, choose_methods, choose_rounding, sharings
 from smidgen.pipeline.targets import ALWAYS, FILES, Source, runnable, write_target
 from smidgen.pipeline.task import Progress, Task, Threads, data_hash, one_input
 from smidgen.planning.candidates import Options, gather, weights_only
@@ -54,8 +55,8 @@ def candidates(
     progress: Progress = lambda stage, done, total: None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     target: str = "onnx",
-    rounding: str = "gptq",
-) -> tuple[list[Options], dict[str, Method | Rounding]]:
+    rounding: str | None = None,
+) -> tuple[list[Options], dict[str, AnyMethod]]:
     """Curvature, and every form every site could take.
 
     Args:
@@ -64,7 +65,7 @@ def candidates(
         progress: called with (stage, done, total).
         settings: of methods, by name.
         target: the file whose bytes count.
-        rounding: how integers are found, for a target that holds them.
+        rounding: how integers or codebooks are found, for a target that holds them; its usual one when None.
 
     Returns:
         The options in running order, and the methods they came from.
@@ -74,8 +75,8 @@ def candidates(
     integers = target == "archive" or target in WIDTHS
     wanted = "svd" if methods == "auto" and integers else methods
     asked, allowed = choose_methods(wanted, settings or {})
-    how = choose_rounding(rounding, settings or {})
-    chosen: dict[str, Method | Rounding] = {**asked, how.name: how} if integers else {**asked}
+    how = rounding_for(target, rounding, settings or {})
+    chosen: dict[str, AnyMethod] = {**asked, how.name: how} if integers else {**asked}
     sites = task.prepared.sites
     with Threads(task.threads):
         curvatures = _curvatures(task, progress)
@@ -106,11 +107,35 @@ def _curvatures(task: Task, progress: Progress) -> dict[str, Curvature]:
     return curvatures
 
 
-def _rounded(option: Options, curvature: Curvature, how: Rounding, target: str) -> Options:
-    """A site's options with the integers that the target's file can hold."""
-    if target == "archive":
+def rounding_for(target: str, name: str | None, settings: Mapping[str, Mapping[str, Any]]) -> Leaves:
+    """How leaves become small in a target's file: as the name says, or what settings are given for.
+
+    Raises:
+        PlanError: there is no such rounding, or the file cannot hold what it makes.
+
+    >>> rounding_for("onnx-shared", None, {}).name, rounding_for("archive", None, {}).name
+    ('kmeans', 'gptq')
+    >>> rounding_for("archive", None, {"kmeans": {"bits": 5}}).settings.bits
+    5
+    """
+    meant = next((each for each in sharings() if each in settings), "kmeans" if target in SHARED else "gptq")
+    how = choose_rounding(name or meant, settings)
+    if isinstance(how, Sharing) and target not in (*SHARED, "archive"):
+        raise PlanError(f"rounding: a file of {target} holds no codebooks of {how.name}; "
+                        f"give target {', '.join(SHARED)} or archive")  # fmt: skip
+    if target in SHARED and not isinstance(how, Sharing):
+        raise PlanError(f"rounding: a file of {target} holds codebooks, not {how.name}'s integers; "
+                        f"use {', '.join(sorted(sharings()))}")  # fmt: skip
+    return how
+
+
+def _rounded(option: Options, curvature: Curvature, how: Leaves, target: str) -> Options:
+    """A site's options with the integers, or codebooks, that the target's file can hold."""
+    if target in WIDTHS or (target == "archive" and isinstance(how, Sharing)):
+        return with_widths(option, curvature, how, target)
+    if target == "archive" and isinstance(how, Rounding):
         return with_precision(option, curvature, how)
-    return with_widths(option, curvature, how, target) if target in WIDTHS else option
+    return option
 
 
 class Workshop:

@@ -9,7 +9,7 @@ from math import inf
 
 import numpy as np
 
-from smidgen.methods import Method, Rounding
+from smidgen.methods import AnyMethod
 from smidgen.planning.candidates import Label, Options
 from smidgen.planning.plan import Choice, Plan, fingerprint
 
@@ -72,9 +72,7 @@ def _slope(option: Options, a: int, b: int) -> float:
     return float(option.losses[b] - option.losses[a]) / saved if saved > 0 else inf
 
 
-def allocate(
-    options: Sequence[Options], price: float, methods: Mapping[str, Method | Rounding], price_ms: float = 0.0
-) -> Plan:
+def allocate(options: Sequence[Options], price: float, methods: Mapping[str, AnyMethod], price_ms: float = 0.0) -> Plan:
     """The plan at a price of bytes and one of time.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 
 from smidgen.errors import PlanError, Refusal
 from smidgen.forms import Dense, Form, nbytes
-from smidgen.methods import Family, Method, Rounding
+from smidgen.methods import Family, Leaves, Method
 from smidgen.site import Curvature, Site
 
 
@@ -20,7 +20,7 @@ class Label(NamedTuple):
     Args:
         method, rank: its structure; None for the dense layer.
         step: c of its rounding to integers of any size, None for others.
-        bits: width of its integers, None for others.
+        bits: width of its integers or indices, None for others.
     """
 
     method: str | None
@@ -33,7 +33,7 @@ class Label(NamedTuple):
 class Rounder(Protocol):
     """Turns a site's float forms into integers; see `smidgen.planning.precision.Precision`."""
 
-    method: Rounding
+    method: Leaves
 
     def form(self, form: Form, step: float | None, bits: int | None = None) -> Form:
         """The form with integers in its leaves, by a step or of a width."""

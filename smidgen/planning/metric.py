@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smidgen.errors import Refusal
-from smidgen.forms import Quantized
+from smidgen.forms import Codebook, Quantized
 from smidgen.numerics.cancellation import Factor, factorise, factorise_rows
 from smidgen.numerics.rounding_groups import factorise_groups
 from smidgen.site import Curvature, Moment, Site
@@ -83,8 +83,8 @@ def metric_of(site: Site, curvature: Curvature) -> Metric:
     return Metric(inputs, curvature.outputs.matrix, curvature.scale)
 
 
-# (weight [groups, out, n], factors of A, rows' shares g, columns of one input channel) → integers
-RoundLeaf = Callable[[Tensor, "list[Factor] | Tensor", Tensor, int], Quantized]
+# (weight [groups, out, n], factors of A, rows' shares g, columns of one input channel) → integers or indices
+RoundLeaf = Callable[[Tensor, "list[Factor] | Tensor", Tensor, int], Quantized | Codebook]
 # (V̂, U₀) → V̂ A V̂ᵀ and the U that makes good what V̂ lost
 Refit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -30,7 +30,7 @@ class Choice:
         nbytes: predicted bytes in the target's file.
         reason: why the site stays as it is, when it does.
         step: c of its rounding to integers of any size, None for others.
-        bits: width of its integers where the target's file fixes that, None for others.
+        bits: width of its integers or indices where it is fixed, None for others.
     """
 
     site: str

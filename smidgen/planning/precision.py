@@ -18,8 +18,8 @@ from torch import Tensor
 
 from smidgen.coding import cost_model
 from smidgen.errors import Refusal
-from smidgen.forms import NARROW, Form, Geometry, LowRank, Quantized, dense, leaves
-from smidgen.methods import Family, Rounding
+from smidgen.forms import NARROW, Codebook, Form, Geometry, LowRank, Quantized, dense, leaves, shape
+from smidgen.methods import Family, Leaves, Rounding, Sharing
 from smidgen.numerics.cancellation import Factor
 from smidgen.planning.candidates import Label, Options
 from smidgen.planning.metric import Metric, RoundLeaf, fit_left, metric_of
@@ -41,14 +41,14 @@ class Precision:
     Args:
         site: the layer.
         metric: its A and G.
-        method: how to round.
+        method: how to round, or to share.
         static: whether the file computes in integers: the activations between two factors have equal energy then.
         narrow: whether leaves of few columns have eight bits and one scale for all rows.
     """
 
     site: Site
     metric: Metric
-    method: Rounding
+    method: Leaves
     static: bool = False
     narrow: bool = False
 
@@ -58,9 +58,12 @@ class Precision:
         return torch.as_tensor(grouped(self.site.weight, self.site.geometry.groups), dtype=torch.float64)
 
     def leaf(self, step: float | None, bits: int | None = None) -> RoundLeaf:
-        """How a leaf becomes integers: by a step of any size, or of a width."""
+        """How a leaf becomes integers, by a step of any size or of a width; or indices of one."""
 
-        def rounded(weight: Tensor, factors: list[Factor] | Tensor, rows: Tensor, window: int) -> Quantized:
+        def rounded(weight: Tensor, factors: list[Factor] | Tensor, rows: Tensor, window: int) -> Quantized | Codebook:
+            if isinstance(self.method, Sharing):
+                assert bits is not None  # what is shared has no step
+                return self.method.shared(weight, factors, rows, bits)
             if bits is not None:
                 shared = self.narrow and len(weight) == 1 and weight.shape[2] <= NARROW
                 return self.method.fixed(weight, factors, max(bits, 8) if shared else bits, shared=shared)
@@ -106,7 +109,7 @@ def with_precision(option: Options, curvature: Curvature, method: Rounding) -> O
     )  # fmt: skip
 
 
-def no_rounding(site: Site, method: Rounding) -> dict[str, str] | None:
+def no_rounding(site: Site, method: Leaves) -> dict[str, str] | None:
     """Why a layer cannot be rounded, by the method's name; empty for one refused already, None where it can."""
     if site.refusal is not None:
         return {}
@@ -146,7 +149,7 @@ def _chain_entries(precision: Precision, name: str, family: Family) -> Iterator[
         for step in steps:
             rounded = precision.form(form, step)
             parts = [each for each in leaves(rounded) if isinstance(each, Quantized)]
-            size = _nbytes(sum(_bits(each).sum() for each in parts), g, [len(each.row) for each in parts])
+            size = _nbytes(sum(coded_bits(each).sum() for each in parts), g, [len(each.row) for each in parts])
             size += LAYER_BYTES * (len(parts) - 1)
             rungs.append(_Rung(np.array([whole_loss(precision, rounded)]), np.array([size])))
         yield from _between(steps, [Label(name, rank)], rungs)
@@ -176,11 +179,11 @@ def _ladder(precision: Precision) -> list[float]:
 def _dense_rung(precision: Precision, step: float) -> _Rung:
     g = precision.site.geometry
     loss, form = dense_loss(precision, precision.leaf(step))
-    bits = g.out_channels / len(form.row) * _bits(form).sum()
+    bits = g.out_channels / shape(form)[0] * coded_bits(form).sum()
     return _Rung(np.array([loss]), np.array([_nbytes(bits, g, [g.out_channels])]))
 
 
-def dense_loss(precision: Precision, leaf: RoundLeaf) -> tuple[float, Quantized]:
+def dense_loss(precision: Precision, leaf: RoundLeaf) -> tuple[float, Quantized | Codebook]:
     """Loss of rounding a dense layer, and the rows it was judged by."""
     weight, metric = precision.weight, precision.metric
     groups, out = weight.shape[:2]
@@ -198,21 +201,23 @@ def _low_rank_rung(
 ) -> _Rung:  # fmt: skip
     losses, v, u = low_rank_losses(precision, form, precision.leaf(step))
     g, most = precision.site.geometry, ranks[-1]
-    bits_v = _bits(v).reshape(g.groups, most, -1).sum((0, 2))
-    bits_u = _bits(u).reshape(g.out_channels, most).sum(0)
+    bits_v = coded_bits(v).reshape(g.groups, most, -1).sum((0, 2))
+    bits_u = coded_bits(u).reshape(g.out_channels, most).sum(0)
     bits = np.cumsum(bits_v + bits_u)
     sizes = [_nbytes(bits[rank - 1], g, [g.out_channels, g.groups * rank]) for rank in ranks]
     return _Rung(struct + losses[[rank - 1 for rank in ranks]], np.array(sizes) + LAYER_BYTES)
 
 
-def low_rank_losses(precision: Precision, form: LowRank, leaf: RoundLeaf) -> tuple[np.ndarray, Quantized, Quantized]:
-    """Loss of rounding the first 1, 2, … components of two factors, and the factors V and U in integers."""
+def low_rank_losses(
+    precision: Precision, form: LowRank, leaf: RoundLeaf
+) -> tuple[np.ndarray, Quantized | Codebook, Quantized | Codebook]:
+    """Loss of rounding the first 1, 2, … components of two factors, and the factors V and U so."""
     weight, metric = precision.weight, precision.metric
     groups, out = weight.shape[:2]
     rounded = round_form(form, weight, precision.site.geometry, metric, leaf)
     assert isinstance(rounded, LowRank)
-    assert isinstance(rounded.u, Quantized)
-    assert isinstance(rounded.v, Quantized)
+    assert isinstance(rounded.u, Quantized | Codebook)
+    assert isinstance(rounded.v, Quantized | Codebook)
     v, u = (torch.as_tensor(grouped(dense(each), groups)).to(weight) for each in (form.v, form.u))
     of_v = _rounding_losses(rounded.v, v, metric, metric.through(u)).sum(0)
     seen = torch.as_tensor(grouped(dense(rounded.v), groups)).to(weight)
@@ -223,15 +228,17 @@ def low_rank_losses(precision: Precision, form: LowRank, leaf: RoundLeaf) -> tup
     return np.cumsum(of_v + of_u), rounded.v, rounded.u
 
 
-def _rounding_losses(form: Quantized, weight: Tensor, metric: Metric, rows: Tensor) -> np.ndarray:
+def _rounding_losses(form: Quantized | Codebook, weight: Tensor, metric: Metric, rows: Tensor) -> np.ndarray:
     """½ g_i (ΔW A ΔWᵀ)_ii of each row, ``[groups, out]``."""
     change = weight - torch.as_tensor(dense(form)).to(weight).reshape(weight.shape)
     gram = metric.inputs.between(change, change).diagonal(dim1=1, dim2=2)
     return (0.5 * rows.to(gram) * gram).numpy()
 
 
-def _bits(form: Quantized) -> np.ndarray:
-    values = form.integers.reshape(len(form.row), -1)
+def coded_bits(form: Quantized | Codebook) -> np.ndarray:
+    """Bits of each integer, or index, in an archive, a row for each of the weight's."""
+    integers = form.indices.astype(np.int32) - form.centre if isinstance(form, Codebook) else form.integers
+    values = integers.reshape(len(integers), -1)
     model = cost_model(values)
     return model.bits(values, model.classes)
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from smidgen.forms import Dense, Geometry, Quantized, dense, leaves, replace_last
+from smidgen.forms import Codebook, Dense, Geometry, Quantized, dense, leaves, replace_last
 from smidgen.planning.metric import Metric
 from smidgen.planning.precision import Precision
 from smidgen.planning.rounding import round_bias, round_form
@@ -151,7 +151,7 @@ def rounded(
         yz, inner = sums.through(v, intercept=intercept)
         return g.positions * inner, ridge_solve(yz, inner, u)
 
-    if determined or not isinstance(form, Dense | Quantized):
+    if determined or not isinstance(form, Dense | Quantized | Codebook):
         form = round_form(form, target, g, metric, precision.leaf(step, bits), refit, equal=precision.static)
     if not intercept:
         return Stored(form)

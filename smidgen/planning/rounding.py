@@ -1,4 +1,4 @@
-"""Round a form's leaves to integers, each leaf under the curvature it inherits.
+"""Round a form's leaves to integers, or to the values of a codebook, each leaf under the curvature it inherits.
 
     Dense W:          A on the columns, G on the rows
     LowRank W = U V:  V sees A and UᵀGU; then U, refitted to W on the rounded V, sees V̂ A V̂ᵀ and G
@@ -20,6 +20,7 @@ from torch import Tensor
 from smidgen.errors import Refusal
 from smidgen.forms import (
     CP,
+    Codebook,
     Dense,
     Form,
     Geometry,
@@ -29,6 +30,7 @@ from smidgen.forms import (
     Tucker2,
     dense,
     nearest_exponents,
+    reshaped,
     scales,
 )
 from smidgen.planning.metric import Metric, Refit, RoundLeaf, factors_of, fit_left
@@ -46,7 +48,7 @@ def round_form(
     *,
     equal: bool = False,
 ) -> Form:
-    """A form with integers in its leaves.
+    """A form with integers, or indices, in its leaves.
 
     Args:
         form: `Dense`, `LowRank` in two factors, `Spatial`, `Tucker2` or `CP`.
@@ -64,7 +66,7 @@ def round_form(
         case Dense(values):
             window = int(np.prod(geometry.kernel, dtype=int))
             rounded = leaf(target, metric.factors, metric.rows(*target.shape[:2]), window)
-            return replace(rounded, integers=rounded.integers.reshape(values.shape))
+            return reshaped(rounded, values.shape)
         case LowRank(_, _, None, _):
             return _low_rank(form, target, geometry, metric, leaf, refit, equal)
         case Spatial():
@@ -73,7 +75,7 @@ def round_form(
             return Chain(target, geometry, metric, leaf, refit).tucker2(form)
         case CP():
             return Chain(target, geometry, metric, leaf, refit).cp(form)
-        case LowRank() | Quantized():
+        case LowRank() | Quantized() | Codebook():
             raise Refusal("rounding: three factors of a dense layer have none; use svd with factors=2")
 
 
@@ -89,14 +91,13 @@ def _low_rank(
     groups, window = form.groups, int(np.prod(geometry.kernel, dtype=int))
     v, u = (torch.as_tensor(grouped(dense(each), groups)).to(target) for each in (form.v, form.u))
     rounded_v = leaf(v, metric.factors, metric.through(u), window)
-    if equal:
+    if equal and isinstance(rounded_v, Quantized):
         rounded_v = _of_equal_energy(rounded_v, metric, groups)
         u = fit_left(target, torch.as_tensor(grouped(dense(rounded_v), groups)).to(target), metric.inputs)[1]
     seen = torch.as_tensor(grouped(dense(rounded_v), groups)).to(target)
     inner, refitted = fit_left(target, seen, metric.inputs) if refit is None else refit(seen, u)
     rounded_u = leaf(refitted, factors_of(inner), metric.rows(*target.shape[:2]), 1)
-    shape = dense(form.v).shape
-    return replace(form, v=replace(rounded_v, integers=rounded_v.integers.reshape(shape)), u=rounded_u)
+    return replace(form, v=reshaped(rounded_v, dense(form.v).shape), u=rounded_u)
 
 
 def _of_equal_energy(v: Quantized, metric: Metric, groups: int) -> Quantized:

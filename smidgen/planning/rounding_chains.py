@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smidgen.errors import Refusal
-from smidgen.forms import CP, Dense, Geometry, Quantized, Spatial, Tucker2, dense
+from smidgen.forms import CP, Codebook, Dense, Geometry, Quantized, Spatial, Tucker2, dense, reshaped
 from smidgen.planning.metric import Metric, Refit, RoundLeaf, factors_of, fit_left
 from smidgen.site import grouped
 
@@ -94,7 +94,7 @@ class Chain:
         rounded_out = self._last(form.out, _product(parts).flatten(1)[None], out[None], 1)
         return replace(form, inp=rounded_inp, kernel=tuple(rounded), out=rounded_out)
 
-    def _window(self, leaf: object, window: Tensor, others: Tensor, axis: int, shares: Tensor) -> Quantized:
+    def _window(self, leaf: object, window: Tensor, others: Tensor, axis: int, shares: Tensor) -> Quantized | Codebook:
         """A depthwise window: each component's own d × d moment."""
         d = window.shape[1]
         # One row for each component and tap: the other factors' product where this tap is read, zero elsewhere.
@@ -103,12 +103,12 @@ class Chain:
         moment = torch.stack([self.metric.inputs.between(each[None], each[None])[0] for each in wide])
         return self._rounded(leaf, window[:, None], moment, shares[:, None], d)
 
-    def _rounded(self, leaf: object, weight: Tensor, moment: Tensor, rows: Tensor, window: int) -> Quantized:
+    def _rounded(self, leaf: object, weight: Tensor, moment: Tensor, rows: Tensor, window: int) -> Quantized | Codebook:
         rounded = self.leaf(weight, factors_of(moment), rows, window)
         assert isinstance(leaf, Dense)
-        return replace(rounded, integers=rounded.integers.reshape(leaf.values.shape))
+        return reshaped(rounded, leaf.values.shape)
 
-    def _last(self, leaf: object, seen: Tensor, start: Tensor, window: int) -> Quantized:
+    def _last(self, leaf: object, seen: Tensor, start: Tensor, window: int) -> Quantized | Codebook:
         inner, fitted = self.refit(seen, start)
         return self._rounded(leaf, fitted, inner, self.metric.rows(*self.target.shape[:2]), window)
 

@@ -1,9 +1,10 @@
-"""What integers of a fixed width add to a site's options: each width of the target's file, dense and in two factors.
+"""What integers, or indices, of a fixed width add to a site's options: each width, dense and in two factors.
 
     loss(form, bits) = loss of the form + ½ Σ_i g_i (ΔW A ΔWᵀ)_ii of its leaves' rounding
 
 The floats stay on offer beside them, so one file mixes both by price; not where the file computes in integers, there
-the layer as it is has them too. Bytes are those of the file, known beforehand.
+the layer as it is has them too. Bytes are those of the file, known beforehand; those of shared weights in an archive
+are counted by the model that prices integers there.
 """
 
 from __future__ import annotations
@@ -14,29 +15,41 @@ from dataclasses import replace
 import numpy as np
 
 from smidgen.errors import Refusal
-from smidgen.forms import ONE_SCALE, STATIC, LowRank, nbytes, widths
-from smidgen.methods import Family, Rounding
+from smidgen.forms import ONE_SCALE, SHARED, STATIC, Codebook, Geometry, LowRank, nbytes, shape, widths
+from smidgen.methods import Family, Leaves
 from smidgen.planning.candidates import Label, Options
 from smidgen.planning.metric import metric_of
-from smidgen.planning.precision import Precision, dense_loss, frontier, low_rank_losses, no_rounding, whole_loss
+from smidgen.planning.precision import (
+    LAYER_BYTES,
+    Precision,
+    coded_bits,
+    dense_loss,
+    frontier,
+    low_rank_losses,
+    no_rounding,
+    whole_loss,
+)
 from smidgen.site import Curvature
 
+# Of one value of a codebook in an archive: 1.5 to 2.5 for the weights of LeNet and ResNet-20 at 7 to 3 bits.
+VALUE_BYTES = 1.8
 
-def with_widths(option: Options, curvature: Curvature, method: Rounding, target: str) -> Options:
+
+def with_widths(option: Options, curvature: Curvature, method: Leaves, target: str) -> Options:
     """The site's options with those of every width that the target's file holds.
 
     Args:
         option: from `gather`.
         curvature: of the site.
-        method: how to round.
-        target: one of `smidgen.forms.WIDTHS`.
+        method: how to round, or to share.
+        target: one of `smidgen.forms.WIDTHS`, or ``archive`` for what is shared.
     """
     reason = no_rounding(option.site, method)
     if reason is not None:
         return replace(option, refusals={**option.refusals, **reason})
     precision = Precision(option.site, metric_of(option.site, curvature), method, target in STATIC, target in ONE_SCALE)
     try:
-        offered = widths(option.site.geometry, target)
+        offered = widths_of(method, target, option.site.geometry)
         entries = [entry for bits in offered for entry in _entries(option, precision, target, bits)]
     except Refusal as refusal:
         return replace(option, refusals={**option.refusals, method.name: str(refusal)})
@@ -52,7 +65,16 @@ def with_widths(option: Options, curvature: Curvature, method: Rounding, target:
     )  # fmt: skip
 
 
+def widths_of(method: Leaves, target: str, geometry: Geometry) -> tuple[int, ...]:
+    """The widths to offer: one, where the user named it, else all of the file's."""
+    asked = getattr(method.settings, "bits", 0)
+    return (asked,) if asked else widths(geometry, SHARED[0] if target == "archive" else target)
+
+
 def _entries(option: Options, precision: Precision, target: str, bits: int) -> Iterator[tuple[float, int, Label]]:
+    if target == "archive":
+        yield from _coded_entries(option, precision, bits)
+        return
     geometry, leaf = option.site.geometry, precision.leaf(None, bits)
     whole = nbytes(option.outline(None, None), geometry, target, bits)
     yield dense_loss(precision, leaf)[0], whole, Label(None, None, None, bits)
@@ -70,6 +92,29 @@ def _entries(option: Options, precision: Precision, target: str, bits: int) -> I
             losses = [whole_loss(precision, precision.form(family.form(rank), None, bits)) for rank in ranks]
         for rank, loss in zip(ranks, losses, strict=False):
             yield loss, sizes[rank], Label(name, rank, None, bits)
+
+
+def _coded_entries(option: Options, precision: Precision, bits: int) -> Iterator[tuple[float, int, Label]]:
+    """The same where indices are entropy-coded, so that their bytes are known once they are."""
+    g, leaf = option.site.geometry, precision.leaf(None, bits)
+    loss, form = dense_loss(precision, leaf)
+    size = _coded_nbytes(g.out_channels / shape(form)[0] * coded_bits(form).sum(), form)
+    yield loss, size, Label(None, None, None, bits)
+    for name, family in option.families.items():
+        most = family.form(family.ranks[-1])
+        if not isinstance(most, LowRank) or most.core is not None:
+            continue  # each rank of a longer chain is shared by itself, for little: see `Workshop`
+        rounding, v, u = low_rank_losses(precision, most, leaf)
+        each = coded_bits(v).reshape(g.groups, family.ranks[-1], -1).sum((0, 2))
+        total = np.cumsum(each + coded_bits(u).reshape(g.out_channels, -1).sum(0))
+        for rank in family.ranks:
+            size = _coded_nbytes(total[rank - 1], v, u)
+            yield _at(family, rank) + float(rounding[rank - 1]), size, Label(name, rank, None, bits)
+
+
+def _coded_nbytes(bits: float, *leaves: object) -> int:
+    values = sum(len(leaf.values) for leaf in leaves if isinstance(leaf, Codebook))
+    return round(bits / 8 + VALUE_BYTES * values) + LAYER_BYTES * len(leaves)
 
 
 def _at(family: Family, rank: int) -> float:

@@ -20,6 +20,7 @@ from smidgen.measure.latency import Latency
 from smidgen.measure.memory import UNKNOWN, peak_rss_bytes
 from smidgen.measure.scores import Judge, Metric, Scores
 from smidgen.measure.speed import compare_speed
+from smidgen.methods import sharings
 from smidgen.planning.candidates import Options
 from smidgen.planning.pace import option_times, saved_ms
 from smidgen.planning.plan import Choice, Plan
@@ -208,12 +209,14 @@ def layers(
 ) -> list[dict[str, Any]]:
     """What became of each layer, or why it stayed dense: left alone, unless a refit moved its values."""
     entries = []
+    shared = not sharings().keys().isdisjoint(outcome.best.plan.settings)
     for option, choice in zip(options, outcome.best.plan.choices, strict=True):
         before: Form = Dense(option.site.weight)
         after = option.outline(choice.method, choice.rank)
         g = option.site.geometry
         entries.append({
-            "name": option.site.name, "form": _form(after, choice), "rank": choice.rank, "method": choice.method,
+            "name": option.site.name, "form": _form(after, choice, shared=shared), "rank": choice.rank,
+            "method": choice.method,
             "step": choice.step, "bits": choice.bits,
             "shape": list(option.site.weight.shape),
             "nbytes_before": nbytes(before, g),
@@ -227,11 +230,11 @@ def layers(
     return entries
 
 
-def _form(form: Form, choice: Choice) -> str:
-    """What a form is called in the record, with the kind of integers in its leaves."""
+def _form(form: Form, choice: Choice, *, shared: bool) -> str:
+    """What a form is called in the record, with the kind of integers or indices in its leaves."""
     if not choice.rounded:
         return describe(form)
-    integers = "quantized" if choice.bits is None else f"int{choice.bits}"
+    integers = "quantized" if choice.bits is None else f"shared {choice.bits}-bit" if shared else f"int{choice.bits}"
     return integers if isinstance(form, Dense) else f"{describe(form)}, {integers}"
 
 

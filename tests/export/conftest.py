@@ -10,7 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from smidgen.export.archive import Packed
-from smidgen.forms import Quantized, nearest_exponents
+from smidgen.forms import Codebook, Quantized, nearest_exponents
 
 Rounded = tuple[bytes, dict[str, Packed]]
 
@@ -55,6 +55,12 @@ def rounded(model: bytes) -> Rounded:
     return proto.SerializeToString(), packed
 
 
+def drawn(source: np.random.Generator, shape: tuple[int, ...], count: int) -> Codebook:
+    """Weights that share so many values."""
+    values = np.unique(source.normal(size=count).astype("f4"))
+    return Codebook(source.integers(0, len(values), shape).astype(np.uint8), values)
+
+
 @pytest.fixture(scope="session")
 def as_model() -> Callable[[Mapping[str, np.ndarray]], bytes]:
     return serialised
@@ -72,7 +78,7 @@ def round_one() -> Callable[..., Quantized]:
 
 @pytest.fixture(scope="session")
 def small() -> Rounded:
-    """One of everything: weights of three kinds, biases, floats of three dtypes, and what stays in the graph."""
+    """One of everything: weights of three kinds, two shared, biases, floats of three dtypes, what stays."""
     source = np.random.default_rng(0)
     quantized = {
         "conv.weight": source.normal(size=(6, 3, 3, 3)),
@@ -93,4 +99,9 @@ def small() -> Rounded:
     proto.graph.node.append(helper.make_node("MatMul", ["half", "mul.weight"], ["product"]))
     turned = Packed(nearest(source.normal(size=(7, 4)).astype("f4")), transposed=True)
     proto.graph.initializer.append(numpy_helper.from_array(turned.values, "mul.weight"))
-    return proto.SerializeToString(), {**packed, "mul.weight": turned}
+    shared = {
+        "shared.weight": Packed(drawn(source, (4, 3, 2, 2), 5)),
+        "turned.weight": Packed(drawn(source, (5, 6), 30), transposed=True),
+    }
+    proto.graph.initializer.extend(numpy_helper.from_array(each.values, name) for name, each in shared.items())
+    return proto.SerializeToString(), {**packed, "mul.weight": turned, **shared}

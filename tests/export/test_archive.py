@@ -25,7 +25,7 @@ from smidgen.export.archive_exponents import pack_exponents, unpack_exponents
 from smidgen.export.archive_format import join, read_records, split
 from smidgen.export.archive_primer import primer
 from smidgen.export.archive_wire import initializers
-from smidgen.forms import Quantized, dense
+from smidgen.forms import Codebook, Quantized, dense
 
 Rounded = tuple[bytes, dict[str, Packed]]
 AsModel = Callable[[Mapping[str, np.ndarray]], bytes]
@@ -34,6 +34,11 @@ GOLDEN = (
     "534d44470117663009070b00111f6a8975b390a31837b99e353c516d05f3547c7a43950101fda1bfc89065467d7fa5c19dfc"
     "c743992d255414b6662117656c6d4162177626494b1f28d9f4278247f07b8c37de010d06207147288bc000012705a016d004"
     "090101880f0751175a8b"
+)
+# The same of the first version with codebooks.
+GOLDEN_SHARED = (
+    "534d444702432d22040dcf462e250459f95a1ac7d88b3b066a33f5cc47e80101fe17461a4f72b00c033087035e3597dbf9bd"
+    "ff1eee69472d4d2eab78efdfe3be034019f2040b01017892dbc312626feef8"
 )
 
 
@@ -81,8 +86,66 @@ def test_one_of_everything(small: Rounded) -> None:
     contents = describe_archive(data)
     assert (contents.nbytes, contents.model_nbytes) == (len(data), len(model))
     assert sum(contents.streams.values()) == len(data)
-    assert contents.tensors == {"float16": 1, "float32": 1, "float64": 1, "quantized": 5}
-    assert contents.weights == {"float16": 16, "float32": 20, "float64": 7, "quantized": 162 + 6 + 60 + 5 + 28}
+    assert contents.tensors == {"float16": 1, "float32": 1, "float64": 1, "quantized": 7}
+    shared = 48 + 30
+    assert contents.weights == {"float16": 16, "float32": 20, "float64": 7, "quantized": 162 + 6 + 60 + 5 + 28 + shared}
+
+
+def shared_model(as_model: AsModel) -> tuple[bytes, dict[str, Packed]]:
+    form = Codebook(np.array([[0, 2, 1], [1, 1, 3]], np.uint8), np.array([-0.5, 0.0, 0.25, 1.0], np.float32))
+    return as_model({"w": dense(form)}), {"w": Packed(form)}
+
+
+def test_an_archive_of_the_second_version(as_model: AsModel) -> None:
+    model, packed = shared_model(as_model)
+    data = bytes.fromhex(GOLDEN_SHARED)
+    assert unpack_archive(data) == model
+    assert pack_archive(model, packed) == data
+    assert list(describe_archive(data).streams) == ["header", "graph", "integers", "codebooks"]
+
+
+def test_only_what_is_shared_needs_the_second_version(small: Rounded, as_model: AsModel) -> None:
+    assert pack_archive(*small)[4] == 2
+    assert pack_archive(*golden_model(as_model))[4] == 1
+    older = bytearray(pack_archive(*shared_model(as_model)))
+    header, streams = split(bytes(older), 10_000)
+    older[4] = 1
+    older[header.nbytes - 4 : header.nbytes] = zlib.crc32(older[: header.nbytes - 4]).to_bytes(4, "little")
+    with pytest.raises(LoadError, match="not of format 1"):
+        unpack_archive(bytes(older))
+    assert "codebooks" in streams
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 256])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_codebooks_of_every_size(as_model: AsModel, count: int, transposed: bool) -> None:
+    source = np.random.default_rng(count)
+    values = np.sort(source.normal(size=count)).astype("f4")
+    packed = Packed(Codebook(source.integers(0, count, (40, 30)).astype(np.uint8), values), transposed)
+    model = as_model({"w": packed.values})
+    data = pack_archive(model, {"w": packed})
+    assert unpack_archive(data) == model
+    assert len(data) < 1200 * np.log2(count) / 8 * 1.02 + 4 * count + 250
+
+
+def test_indices_near_each_other_are_cheap(as_model: AsModel) -> None:
+    """The coder is told which index is the likeliest: a Gaussian takes its entropy, not its bits."""
+    values = np.linspace(-4, 4, 32).astype("f4")
+    x = np.random.default_rng(0).normal(size=(300, 300))
+    form = Codebook(np.abs(x[..., None] - values).argmin(2).astype(np.uint8), values)
+    share = np.bincount(form.indices.ravel()) / x.size
+    entropy = -float((share[share > 0] * np.log2(share[share > 0])).sum())
+    data = pack_archive(as_model({"w": dense(form)}), {"w": Packed(form)})
+    assert len(data) < 1.02 * entropy * x.size / 8 + 300 < 0.9 * 5 * x.size / 8
+
+
+def test_a_codebook_that_does_not_give_the_weight(as_model: AsModel) -> None:
+    model, packed = shared_model(as_model)
+    form = packed["w"].form
+    assert isinstance(form, Codebook)
+    wrong = replace(form, values=form.values + np.float32(1))
+    with pytest.raises(VerificationError, match="'w'"):
+        pack_archive(model, {"w": Packed(wrong)})
 
 
 def test_a_model_without_weights(as_model: AsModel) -> None:
@@ -249,7 +312,8 @@ def test_each_part_is_checked(small: Rounded) -> None:
     refused(b"", "starts with nothing")
     refused(b"PK\x03\x04" + data[4:], "not 'SMDG'")
     refused(data[:5], "no header")
-    refused(data[:4] + b"\x02" + data[5:], "format 2")
+    refused(data[:4] + b"\x03" + data[5:], "format 3")
+    refused(data[:4] + b"\x01" + data[5:], "header is damaged")
     refused(data[:6] + bytes([data[6] ^ 1]) + data[7:], "header is damaged")
     refused(data[:-1], "where its header promises")
     refused(data + b"\0", "where its header promises")

@@ -95,7 +95,7 @@ def headers(case: Case, source: np.random.Generator) -> Iterator[bytes]:
                 present = int(source.integers(256))
             else:
                 checksums[int(source.integers(len(checksums)))] ^= 1 << int(source.integers(32))
-        start = b"SMDG\x01" + bytes([present]) + b"".join(write_varint(max(0, number)) for number in numbers)
+        start = case.data[:5] + bytes([present]) + b"".join(write_varint(max(0, number)) for number in numbers)
         start += b"".join(checksum.to_bytes(4, "little") for checksum in checksums)
         start = mutated(start, source) if source.integers(4) == 0 else start
         yield start + zlib.crc32(start).to_bytes(4, "little") + b"".join(case.streams[name] for name in names)

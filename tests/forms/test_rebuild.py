@@ -5,7 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smidgen.forms import CP, Dense, LowRank, Spatial, Tucker2, dense, describe, hollow, leaves, rank, replace_last
+from smidgen.forms import (
+    CP,
+    Codebook,
+    Dense,
+    LowRank,
+    Spatial,
+    Tucker2,
+    dense,
+    describe,
+    hollow,
+    leaves,
+    rank,
+    replace_last,
+    reshaped,
+    shape,
+)
 
 
 def f4(values):
@@ -104,3 +119,29 @@ def test_rank_and_name():
     assert [(rank(f), describe(f)) for f in (spatial, tucker)] == [(2, "spatial"), (3, "tucker-2")]
     assert describe(Dense(hollow(3, 3))) == "dense"
     assert [describe(f) for f in (grouped, three, cp)] == ["low-rank", "low-rank (3 factors)", "cp"]
+
+
+def test_shared_values_by_hand():
+    form = Codebook(np.array([[0, 2], [1, 2]], np.uint8), f4([-1, 0.5, 3]))
+    assert dense(form).tolist() == [[-1, 3], [0.5, 3]]
+    assert dense(form).dtype == np.float32
+    assert (form.bits, form.centre) == (2, 1)
+    assert describe(form) == "shared"
+    assert rank(form) is None
+    assert shape(form) == (2, 2)
+    assert list(leaves(form)) == [form]
+    assert dense(reshaped(form, (1, 2, 2))).tolist() == [[[-1, 3], [0.5, 3]]]
+    assert dense(replace_last(form, f4([[1, 2]]))).tolist() == [[1, 2]]
+
+
+def test_bits_of_an_index():
+    sizes = {1: 1, 2: 1, 3: 2, 4: 2, 5: 3, 16: 4, 17: 5, 255: 8, 256: 8}
+    for count, bits in sizes.items():
+        assert Codebook(np.zeros((1, 1), np.uint8), np.arange(count, dtype=np.float32)).bits == bits
+
+
+def test_factors_that_share_values():
+    u = Codebook(np.array([[0], [1]], np.uint8), f4([1, 10]))
+    form = LowRank(v=Dense(f4([[1, 2, 3]])), u=u)
+    assert dense(form).tolist() == [[1, 2, 3], [10, 20, 30]]
+    assert list(leaves(form))[1] is u

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from smidgen.errors import PlanError, Refusal
-from smidgen.forms import Dense, Geometry, Quantized, dense, leaves, nbytes
-from smidgen.methods import methods, roundings
+from smidgen.forms import Codebook, Dense, Geometry, Quantized, dense, leaves, nbytes
+from smidgen.methods import methods, roundings, sharings
 from smidgen.numerics.cancellation import factorise
 from smidgen.planning.allocate import allocate
 from smidgen.planning.candidates import Label, gather, weights_only
@@ -16,6 +16,7 @@ from smidgen.planning.widths import with_widths
 from smidgen.site import Curvature, Moment, Site, grouped
 
 GPTQ = roundings()["gptq"]
+KMEANS = sharings()["kmeans"]
 METHODS = {"svd": methods()["svd"], "cp": methods()["cp"].with_settings(points=3, iterations=5)}
 LINEAR = Geometry("linear", 60, 48)
 TALL = Geometry("linear", 31, 300)
@@ -106,3 +107,44 @@ def test_a_rounding_that_refuses_is_told():
     with pytest.raises(Refusal):
         GPTQ.fixed(torch.from_numpy(one.matrix)[None].double(), [factorise(torch.eye(54))], 8)
     assert isinstance(told.form(None, None), Dense)
+
+
+def shared(one: Site, curved: Curvature, target: str, **settings):
+    (option,) = gather([one], {one.name: curved}, METHODS)
+    return with_widths(option, curved, KMEANS.with_settings(passes=1, **settings), target)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target", ["onnx-shared", "archive"])
+def test_every_number_of_bits_is_offered_and_costs_what_it_says(kind, target):
+    one = site(KINDS[kind])
+    curved = curvature(one)
+    option = shared(one, curved, target)
+    assert option.labels[0] == Label(None, None)
+    assert (np.diff(option.sizes) < 0).all()
+    assert (np.diff(option.losses) > 0).all()
+    assert len({label.bits for label in option.labels} & set(range(1, 9))) >= 4
+    for i in {*range(1, len(option.labels), 9), len(option.labels) - 1}:
+        form = option.form(*option.labels[i])
+        if option.labels[i].bits is not None:
+            assert all(isinstance(leaf, Codebook) for leaf in leaves(form))
+            if target == "onnx-shared":
+                assert nbytes(form, one.geometry, target) <= option.sizes[i] + 250  # fewer values, but bits to unpack
+        change = torch.from_numpy(grouped(one.weight - dense(form), one.geometry.groups)).double()
+        assert curved.loss(change) < 4 * option.losses[i] + 1e-12
+
+
+@pytest.mark.parametrize("target", ["onnx-shared", "archive"])
+def test_named_bits_are_the_only_ones(target):
+    one = site(LINEAR)
+    option = shared(one, curvature(one), target, bits=5)
+    assert {label.bits for label in option.labels} == {None, 5}
+    assert isinstance(option.form(None, None, None, 5), Codebook)
+
+
+def test_what_has_no_sharing_keeps_its_floats():
+    turned = Site("up", Geometry("conv_transpose", 4, 2, (2, 2), (2, 2), (0, 0), (1, 1), 1, (3, 3), (6, 6), (0, 0)),
+                  np.ones((4, 2, 2, 2), "f4"))  # fmt: skip
+    option = shared(turned, Curvature(), "onnx-shared")
+    assert option.labels == (Label(None, None),)
+    assert "transposed" in option.refusals["kmeans"]
