@@ -23,6 +23,7 @@ from smidgen.calibrate.answers import true_losses
 from smidgen.calibrate.tflite_ranges import CHOICES, INPUTS, Range, joined, observe
 from smidgen.data import Dataset
 from smidgen.export.tflite_graph import drop_clamps, drop_flattening
+from smidgen.export.tflite_weights import multiples, rows_of, stored_as
 from smidgen.runtimes.litert import runner_of
 from smidgen.runtimes.tflite_file import (
     NO_TENSOR,
@@ -62,7 +63,6 @@ VERSIONS = {
 }  # fmt: skip
 SAME = 1e-6  # of a scale, by which those of two rows may differ and be one
 LARGEST_BIAS = 2.0**30  # half of what 32 bits hold, which leaves the sum of products the rest
-EXACT = 1e-3  # of a step, by which a multiple of integers may differ from them: what float32 leaves
 
 
 def calibrated(content: bytes, inputs: Dataset, integers: Sequence[np.ndarray] = (), threads: int = 1) -> bytes:
@@ -247,7 +247,7 @@ class _Quantizer:
         steps = self.steps[inputs[data]]
         values = constant(self.model, self.graph.tensors[inputs[weight]])
         assert values is not None  # `_can` saw it
-        rows = _rows(values, name)
+        rows = rows_of(values, name)
         held = inputs[bias] if bias < len(inputs) else NO_TENSOR
         shift = constant(self.model, self.graph.tensors[held]) if held != NO_TENSOR else None
         stored, scale = self._row_integers(rows, None if shift is None else np.abs(shift) / steps.scale / LARGEST_BIAS)
@@ -257,7 +257,7 @@ class _Quantizer:
         # Two in a byte where a dense layer's are so few; an odd row would end within one.
         four = name == "FULLY_CONNECTED" and np.abs(stored).max(initial=0) < 8 and stored.shape[1] % 2 == 0
         kind = "INT4" if four else "INT8"
-        inputs[weight] = self._add(_unrows(stored, values.shape, name), kind, scale, np.zeros(len(scale)), axis)
+        inputs[weight] = self._add(stored_as(stored, values.shape, name), kind, scale, np.zeros(len(scale)), axis)
         if shift is not None:
             wide = scale.astype(np.float64) * steps.scale
             inputs[bias] = self._add(np.round(shift / wide).astype(np.int32), "INT32", wide, np.zeros(len(wide)), 0)
@@ -352,49 +352,3 @@ def _parameters(scale: Any, zero: Any, axis: int = 0) -> Any:
     found.scale, found.zeroPoint = np.asarray(scale, np.float32), np.asarray(zero, np.int64)
     found.quantizedDimension = axis
     return found
-
-
-def _rows(values: np.ndarray, name: str) -> np.ndarray:
-    """A weight as TFLite stores it, as rows ``[out, in · kernel]`` in torch's order."""
-    if values.ndim != 4:
-        return values.reshape(len(values), -1)
-    # [out, h, w, in], depthwise [1, h, w, out]
-    turned = values.transpose(3, 0, 1, 2) if name == "DEPTHWISE_CONV_2D" else values.transpose(0, 3, 1, 2)
-    return turned.reshape(len(turned), -1)
-
-
-def _unrows(rows: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """The inverse of `_rows`."""
-    if len(shape) != 4:
-        return rows.reshape(shape)
-    if name == "DEPTHWISE_CONV_2D":
-        return rows.reshape(shape[3], *shape[:3]).transpose(1, 2, 3, 0)
-    return rows.reshape(shape[0], shape[3], *shape[1:3]).transpose(0, 2, 3, 1)
-
-
-def multiples(rows: np.ndarray, integers: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The scales that make rows of integers the given rows, or None where no scales do.
-
-    Args:
-        rows: floats ``[out, n]``.
-        integers: ``[out, n]``.
-
-    Returns:
-        The integers as int8, negated where a row of them is a negative multiple, and the scales, all positive.
-
-    >>> integers = np.array([[1, -2], [0, 3]])
-    >>> stored, scale = multiples(np.array([[0.5, -1.0], [0.0, -0.75]], np.float32), integers)
-    >>> stored.tolist(), scale.tolist()
-    ([[1, -2], [0, -3]], [0.5, 0.25])
-    >>> multiples(np.array([[0.5, -1.1], [0.0, -0.75]]), integers) is None
-    True
-    """
-    z, w = integers.astype(np.float64), rows.astype(np.float64)
-    energy = np.square(z).sum(1)
-    scale = (w * z).sum(1) / np.where(energy > 0, energy, 1.0)
-    fits = np.abs(w - scale[:, None] * z) <= EXACT * np.abs(scale)[:, None] + (energy == 0)[:, None] * 1e-12
-    if not fits.all() or np.abs(integers).max(initial=0) > 127:
-        return None
-    size = np.abs(scale)
-    size = np.where(size > 0, size, size.max(initial=0.0) or 1.0)
-    return (integers * np.where(scale < 0, -1, 1)[:, None]).astype(np.int8), size
