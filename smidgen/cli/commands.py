@@ -23,8 +23,8 @@ def compress(options: argparse.Namespace) -> int:
     """``smidgen compress``."""
     from smidgen import pipeline
     from smidgen.measure.memory import spare
+    from smidgen.pipeline.options import rounding_for
     from smidgen.pipeline.targets import check_targets
-    from smidgen.pipeline.workshop import rounding_for
 
     spare()
 

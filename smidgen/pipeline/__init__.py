@@ -24,10 +24,11 @@ from smidgen.measure.scores import Metric
 from smidgen.methods import AnyMethod, roundings, sharings
 from smidgen.methods._ranks import told_ranks
 from smidgen.pipeline.ledger import parse_ram, with_ledger
+from smidgen.pipeline.options import candidates
 from smidgen.pipeline.targets import check_given, check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
 from smidgen.pipeline.times import with_times
-from smidgen.pipeline.workshop import Workshop, candidates, in_words
+from smidgen.pipeline.workshop import Workshop, in_words
 from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
 from smidgen.planning.candidates import Options
 from smidgen.planning.pace import guarded, saved_ms, spend_ms

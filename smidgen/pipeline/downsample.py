@@ -33,8 +33,8 @@ from smidgen.model.aims import find_aims
 from smidgen.model.downsample import Change, apply_change, find_changes
 from smidgen.model.load import load_network
 from smidgen.model.sites import find_sites
+from smidgen.pipeline.options import kept_batches
 from smidgen.pipeline.task import Data, Progress, Task, Threads, one_input, open_task
-from smidgen.pipeline.workshop import kept_batches
 from smidgen.planning.reconstruct import reconstruct
 from smidgen.report.downsampling import Downsampling, Measured, Row, plain
 from smidgen.report.record import versions

@@ -3,139 +3,39 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from smidgen.budget import Budget, format_size
 from smidgen.calibrate.answers import outputs_of, true_losses
-from smidgen.calibrate.curvature import collect
-from smidgen.calibrate.norms import curvature_of
-from smidgen.data import Dataset
-from smidgen.errors import PlanError
 from smidgen.export.onnx import write
 from smidgen.export.verify import STATIC_TOLERANCE, TOLERANCE, verify
-from smidgen.forms import FLOATS, SHARED, STATIC, WIDTHS, Dense, macs
+from smidgen.forms import STATIC
 from smidgen.measure.latency import Latency
 from smidgen.measure.memory import release
 from smidgen.measure.scores import Judge
 from smidgen.measure.speed import compare_speed
-from smidgen.methods import AnyMethod, Leaves, Rounding, Sharing, choose_methods, choose_rounding, sharings
+from smidgen.pipeline.options import kept_batches, probe_inputs
 from smidgen.pipeline.targets import ALWAYS, FILES, Source, runnable, write_target
-from smidgen.pipeline.task import Progress, Task, Threads, data_hash, one_input
-from smidgen.planning.candidates import Options, gather, weights_only
+from smidgen.pipeline.task import Progress, Task, data_hash, one_input
+from smidgen.planning.candidates import Options
 from smidgen.planning.plan import Choice, Plan
-from smidgen.planning.precision import with_precision
-from smidgen.planning.probe import SHARES, losses_alone, probe
+from smidgen.planning.probe import losses_alone
 from smidgen.planning.realise import REFITS, Realised, Refit, realise, references
 from smidgen.planning.search import Outcome, Trial
-from smidgen.planning.widths import with_widths
 from smidgen.report.record import measure_files, record
 from smidgen.report.result import Result, Scratch
 from smidgen.runtimes.opening import open_file, run_dataset
-from smidgen.site import Curvature, untouched
+from smidgen.site import untouched
 
 REFIT_INPUTS = 1024  # calibration inputs that a refit uses at most
-PROBE_INPUTS = 512  # selection inputs that a probe of the true loss uses at most
-PROBE_MACS = 4e11  # most multiplications of all probes: some ten seconds on a small machine
-LEAST_PROBED = 16  # inputs; a mean of fewer says little
-KEPT_NBYTES = 128 << 20  # most memory for either
 SURE = 2.0  # standard errors by which a refit that moves less must be better
 TIMED = 5  # measurements of a file's time, where time is budgeted
-
-
-def candidates(
-    task: Task,
-    methods: str | Sequence[str] | Mapping[str, Sequence[str]],
-    progress: Progress = lambda stage, done, total: None,
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-    target: str = "onnx",
-    rounding: str | None = None,
-) -> tuple[list[Options], dict[str, AnyMethod]]:
-    """Curvature, and every form every site could take.
-
-    Args:
-        task: from `open_task`.
-        methods: see `compress`.
-        progress: called with (stage, done, total).
-        settings: of methods, by name.
-        target: the file whose bytes count.
-        rounding: how integers or codebooks are found, for a target that holds them; its usual one when None.
-
-    Returns:
-        The options in running order, and the methods they came from.
-    """
-    # One rounding prices every rank of an SVD; each rank of the others is rounded by itself, which takes three times as
-    # long for little (ResNet-20 at 60 kB: one layer of twenty takes one). Who names them gets them.
-    integers = target == "archive" or target in WIDTHS
-    wanted = "svd" if methods == "auto" and integers else methods
-    asked, allowed = choose_methods(wanted, settings or {})
-    how = rounding_for(target, rounding, settings or {})
-    chosen: dict[str, AnyMethod] = {**asked, how.name: how} if integers else {**asked}
-    sites = task.prepared.sites
-    with Threads(task.threads):
-        curvatures = _curvatures(task, progress)
-        tick = _ticks(progress, "candidates", len(sites))
-        options = gather(
-            sites, curvatures, asked, allowed=allowed, target=target if target in {*FLOATS, *STATIC} else "onnx",
-            device=task.device, seed=task.seed, tick=tick,
-        )  # fmt: skip
-        options = [_rounded(o, curvatures.get(o.site.name, weights_only(o.site)), how, target) for o in options]
-        if task.roles is not None:
-            # Not the inputs that the forms were fitted to: on those an overfitted layer looks free.
-            inputs = kept_batches(task.roles.selection, _probe_inputs(options))
-            tick = _ticks(progress, "probe", len(sites))
-            options = probe(task.prepared.module, options, inputs, device=task.device, tick=tick)
-            release()
-    return options, chosen
-
-
-def _curvatures(task: Task, progress: Progress) -> dict[str, Curvature]:
-    """From calibration inputs; without them from what the network's BatchNorms remember, where they do."""
-    sites, signals = task.prepared.sites, task.prepared.signals
-    if task.roles is None:
-        told = {site.name: curvature_of(site, signals[site.name]) for site in sites if site.name in signals}
-        return {name: curvature for name, curvature in told.items() if curvature is not None}
-    batches = _counted(task.roles.calibration, progress)
-    curvatures = collect(task.prepared.module, sites, batches, device=task.device, seed=task.seed)
-    release()
-    return curvatures
-
-
-def rounding_for(target: str, name: str | None, settings: Mapping[str, Mapping[str, Any]]) -> Leaves:
-    """How leaves become small in a target's file: as the name says, or what settings are given for.
-
-    Raises:
-        PlanError: there is no such rounding, or the file cannot hold what it makes.
-
-    >>> rounding_for("onnx-shared", None, {}).name, rounding_for("archive", None, {}).name
-    ('kmeans', 'gptq')
-    >>> rounding_for("archive", None, {"kmeans": {"bits": 5}}).settings.bits
-    5
-    """
-    meant = next((each for each in sharings() if each in settings), "kmeans" if target in SHARED else "gptq")
-    how = choose_rounding(name or meant, settings)
-    if isinstance(how, Sharing) and target not in (*SHARED, "archive"):
-        raise PlanError(f"rounding: a file of {target} holds no codebooks of {how.name}; "
-                        f"give target {', '.join(SHARED)} or archive")  # fmt: skip
-    if target in SHARED and not isinstance(how, Sharing):
-        raise PlanError(f"rounding: a file of {target} holds codebooks, not {how.name}'s integers; "
-                        f"use {', '.join(sorted(sharings()))}")  # fmt: skip
-    return how
-
-
-def _rounded(option: Options, curvature: Curvature, how: Leaves, target: str) -> Options:
-    """A site's options with the integers, or codebooks, that the target's file can hold."""
-    if target in WIDTHS or (target == "archive" and isinstance(how, Sharing)):
-        return with_widths(option, curvature, how, target)
-    if target == "archive" and isinstance(how, Rounding):
-        return with_precision(option, curvature, how)
-    return option
 
 
 class Workshop:
@@ -300,7 +200,7 @@ class Workshop:
         if self.task.roles is None:
             return {}
         selection = self.task.roles.selection
-        count = min(len(selection), _probe_inputs(self.options))
+        count = min(len(selection), probe_inputs(self.options))
         batches, model = list(selection.array(0, count).batches()), self.task.prepared.module
         changed = [
             (option, choice) for option, choice in zip(self.options, plan.choices, strict=True)
@@ -372,34 +272,3 @@ def surely_lower(first: torch.Tensor, second: torch.Tensor) -> bool:
     """
     change = first - second
     return len(change) > 1 and float(change.mean()) < -SURE * float(change.std()) / len(change) ** 0.5
-
-
-def _probe_inputs(options: list[Options]) -> int:
-    each = sum(macs(Dense(o.site.weight), o.site.geometry) for o in options)
-    passes = 1 + len(SHARES) * sum(len(o.labels) > 1 for o in options)
-    return int(np.clip(PROBE_MACS / max(1, each * passes), LEAST_PROBED, PROBE_INPUTS))
-
-
-def kept_batches(inputs: Dataset, most: int) -> list[np.ndarray]:
-    """Inputs that stay in memory: at most so many, and at most `KEPT_NBYTES`."""
-    each = int(np.prod(inputs.shape)) * 4
-    count = min(len(inputs), most, max(16, KEPT_NBYTES // each))
-    return list(inputs.array(0, count).batches())
-
-
-def _ticks(progress: Progress, stage: str, total: int) -> Callable[[str], None]:
-    done: list[str] = []
-
-    def tick(name: str) -> None:
-        done.append(name)
-        progress(stage, len(done), total)
-
-    return tick
-
-
-def _counted(data: Dataset, progress: Progress) -> Any:
-    done = 0
-    for batch in data.batches():
-        yield batch
-        done += len(batch)
-        progress("calibrate", done, len(data))

@@ -103,7 +103,7 @@ def _coded_entries(option: Options, precision: Precision, bits: int) -> Iterator
     for name, family in option.families.items():
         most = family.form(family.ranks[-1])
         if not isinstance(most, LowRank) or most.core is not None:
-            continue  # each rank of a longer chain is shared by itself, for little: see `Workshop`
+            continue  # each rank of a longer chain is shared by itself, for little: see `pipeline.options.candidates`
         rounding, v, u = low_rank_losses(precision, most, leaf)
         each = coded_bits(v).reshape(g.groups, family.ranks[-1], -1).sum((0, 2))
         total = np.cumsum(each + coded_bits(u).reshape(g.out_channels, -1).sum(0))
