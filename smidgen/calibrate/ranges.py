@@ -6,7 +6,8 @@ A range that holds every value seen wastes steps where few values are large. Whi
 
     minmax        every value seen
     percentile    all but one in ten thousand on each side (Wu et al. 2020, arXiv:2004.09602, section 3.3)
-    mse           least mean of (x − s (q − z))², among ranges shrunk towards zero (Banner et al., arXiv:1810.05723)
+    mse           least mean of (x − s (q − z))², each end drawn towards zero by itself: clipping few may cost less than
+                  rounding all of them coarser (Banner et al., arXiv:1810.05723, from a distribution)
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ HOWS: tuple[How, ...] = get_args(How)
 
 LEVELS = 255  # steps of eight bits
 TAIL = 1e-4  # of the values, left out on each side by "percentile"
-SHRINKS = np.linspace(1.0, 0.3, 36)  # shares of the whole range tried by "mse"
+SHARES = np.linspace(1.0, 0.2, 33)  # of an end's distance from zero, tried by "mse"
 KEPT = 1 << 17  # values of each activation kept for the choice, and of one portion of the inputs
 KEPT_OF_ONE = 1 << 15
 RUN_NBYTES = 256 << 20  # activations held at a time
@@ -90,13 +91,65 @@ class Seen:
         if how == "percentile":
             low, high = np.quantile(self.values, [TAIL, 1 - TAIL])
             return Range(float(low), float(high))
-        tried = [Range(float(t) * self.low, float(t) * self.high) for t in SHRINKS]
-        return min(tried, key=self._error)
+        return least_squares_range(self.values, self.low, self.high)
 
-    def _error(self, range_: Range) -> float:
-        scale, zero = float(range_.scale), range_.zero
-        q = np.clip(np.rint(self.values / scale) + zero, 0, LEVELS)
-        return float(np.square(self.values - scale * (q - zero)).mean())
+
+class Watch:
+    """Extremes of one value and an even sample of what it takes, a portion of the inputs at a time.
+
+    Args:
+        each: values kept of a portion at most.
+        seed: of the sample.
+    """
+
+    def __init__(self, each: int, seed: int = 0) -> None:
+        self.each, self.rng = each, np.random.default_rng(seed)
+        self.low, self.high = np.inf, -np.inf
+        self.kept: list[np.ndarray] = []
+
+    def add(self, values: np.ndarray) -> None:
+        """See a portion."""
+        flat = values.reshape(-1)
+        self.low, self.high = min(self.low, float(flat.min())), max(self.high, float(flat.max()))
+        kept = flat if flat.size <= self.each else flat[self.rng.integers(0, flat.size, self.each)]
+        self.kept.append(np.array(kept, np.float32))
+
+    def seen(self) -> Seen:
+        """What it took so far."""
+        values = np.concatenate(self.kept)
+        if values.size > KEPT:
+            values = values[self.rng.integers(0, values.size, KEPT)]
+        return Seen(self.low, self.high, values)
+
+
+def least_squares_range(values: np.ndarray, low: float, high: float) -> Range:
+    """The range around zero whose 255 steps come nearest to the values.
+
+    Args:
+        values: a sample.
+        low, high: least and greatest value; nothing outside is searched.
+
+    >>> values = np.append(np.random.default_rng(0).normal(size=99_999), 20.0)
+    >>> found = least_squares_range(values, float(values.min()), 20.0)
+    >>> bool(found.low < -3 and 10 < found.high < 19)
+    True
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    best = (low, high)
+    for _ in range(2):  # each end by itself, twice over
+        best = min(((low * share, best[1]) for share in SHARES), key=lambda each: _error(values, *each))
+        best = min(((best[0], high * share) for share in SHARES), key=lambda each: _error(values, *each))
+        if low == 0.0:
+            break
+    return Range(float(best[0]), float(best[1]))
+
+
+def _error(values: np.ndarray, low: float, high: float) -> float:
+    step = (high - low) / LEVELS
+    if step <= 0:
+        return float(np.square(values, dtype=np.float64).sum())
+    clipped = np.clip(values, low, high)
+    return float(np.square(np.round(clipped / step) * step - values, dtype=np.float64).sum())
 
 
 def watch(
@@ -114,14 +167,17 @@ def watch(
     Raises:
         DataError: without inputs, or where a value is nan or infinite.
     """
-    rng = np.random.default_rng(seed)
-    found: dict[str, list[Seen]] = {name: [] for name in names}
+    found = {name: Watch(KEPT_OF_ONE, seed) for name in names}
     for answers in values_of(model, names, batches, threads=threads):
         for name, values in answers.items():
-            found[name].append(_seen(name, values, rng))
-    if not all(found.values()):
+            found[name].add(values)
+            if not np.isfinite([found[name].low, found[name].high]).all():
+                raise DataError(
+                    f"ranges: value '{name}' is nan or infinite on a calibration input; check the preprocessing"
+                )
+    if not all(each.kept for each in found.values()):
         raise DataError("ranges: there are no calibration inputs; give at least one")
-    return {name: _joined(parts, rng) for name, parts in found.items()}
+    return {name: each.seen() for name, each in found.items()}
 
 
 def values_of(
@@ -157,19 +213,3 @@ def values_of(
                     answers = dict(zip(runner.output_names, runner.run(x), strict=True))
                     answers[runner.input_name] = np.asarray(x, np.float32)
                     yield {name: answers[name] for name in names}
-
-
-def _seen(name: str, values: np.ndarray, rng: np.random.Generator) -> Seen:
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise DataError(f"ranges: value '{name}' is nan or infinite on a calibration input; check the preprocessing")
-    flat = values.reshape(-1)
-    kept = flat if flat.size <= KEPT_OF_ONE else flat[rng.integers(0, flat.size, KEPT_OF_ONE)]
-    return Seen(low, high, np.asarray(kept, np.float32))
-
-
-def _joined(parts: list[Seen], rng: np.random.Generator) -> Seen:
-    values = np.concatenate([part.values for part in parts])
-    if values.size > KEPT:
-        values = values[rng.integers(0, values.size, KEPT)]
-    return Seen(min(p.low for p in parts), max(p.high for p in parts), values)

@@ -1,10 +1,6 @@
-"""The range of every activation in a TFLite file, measured on calibration inputs.
+"""The range of every activation in a TFLite file, measured on calibration inputs in LiteRT.
 
-    minmax    the least and the greatest value seen
-    mse       the range that least squares prefer: clipping few values may cost less than rounding all of them coarser
-
-The range that least squares prefer is searched by shrinking each end, on a sample of the values (Banner et al. 2019,
-arXiv:1810.05723, derive it from a distribution; here it is the values' own).
+How a range is chosen from what was seen is in `smidgen.calibrate.ranges`; here tensors go by their numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from smidgen.calibrate.ranges import Seen, Watch
 from smidgen.data import Dataset
 from smidgen.runtimes.litert import interpreter_of
 from smidgen.runtimes.tflite_file import CHANNELS_LAST, number_of, parse
@@ -25,8 +22,6 @@ CHOICES: tuple[Choice, ...] = get_args(Choice)
 
 INPUTS = 128  # calibration inputs run at most
 SAMPLE = 1 << 15  # values of a tensor that a range is searched on
-SHARES = np.linspace(1.0, 0.2, 33)  # of an end's distance from zero
-LEVELS = 255  # steps of eight bits
 
 
 def observe(content: bytes, inputs: Dataset, most: int = INPUTS) -> Activations:
@@ -43,7 +38,7 @@ def observe(content: bytes, inputs: Dataset, most: int = INPUTS) -> Activations:
     computed = [int(i) for operator in graph.operators for i in operator.outputs]
     watched = [i for i in [*map(int, graph.inputs), *computed] if graph.tensors[i].type == float32]
     count = min(most, len(inputs))
-    seen = {i: _Seen(count) for i in watched}
+    seen = {i: Watch(max(1, SAMPLE // max(1, count))) for i in watched}
     interpreter = interpreter_of(content, every_tensor=True)
     last = model.description in (CHANNELS_LAST, CHANNELS_LAST.encode())
     for batch in inputs.array(0, count).batches(1):
@@ -52,7 +47,9 @@ def observe(content: bytes, inputs: Dataset, most: int = INPUTS) -> Activations:
         interpreter.invoke()
         for i, each in seen.items():
             each.add(interpreter.get_tensor(i))
-    return Activations(seen, frozenset(int(i) for i in [*graph.inputs, *graph.outputs]))
+    return Activations(
+        {i: each.seen() for i, each in seen.items()}, frozenset(int(i) for i in [*graph.inputs, *graph.outputs])
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,62 +61,19 @@ class Activations:
         ends: the file's inputs and outputs, which keep all they take.
     """
 
-    seen: Mapping[int, _Seen]
+    seen: Mapping[int, Seen]
     ends: frozenset[int]
 
     def ranges(self, choice: Choice) -> dict[int, Range]:
         """Range of every tensor by its number, chosen in one of the two ways."""
-        return {i: each.range("minmax" if i in self.ends else choice) for i, each in self.seen.items()}
+        return {i: self._range(i, choice) for i in self.seen}
 
-
-class _Seen:
-    """Extremes of a tensor's values and an even sample of them."""
-
-    def __init__(self, runs: int) -> None:
-        self.each = max(1, SAMPLE // max(1, runs))
-        self.low, self.high = np.inf, -np.inf
-        self.kept: list[np.ndarray] = []
-
-    def add(self, values: np.ndarray) -> None:
-        flat = values.ravel()
-        self.low, self.high = min(self.low, float(flat.min())), max(self.high, float(flat.max()))
-        rng = np.random.default_rng(len(self.kept))
-        self.kept.append(flat if flat.size <= self.each else flat[rng.integers(0, flat.size, self.each)])
-
-    def range(self, choice: Choice) -> Range:
-        if choice == "minmax":
-            return self.low, self.high
-        return least_squares_range(np.concatenate(self.kept), self.low, self.high)
-
-
-def least_squares_range(values: np.ndarray, low: float, high: float) -> Range:
-    """The range around zero whose 255 steps come nearest to the values.
-
-    Args:
-        values: a sample.
-        low, high: least and greatest value; nothing outside is searched.
-
-    >>> values = np.append(np.random.default_rng(0).normal(size=99_999), 20.0)
-    >>> low, high = least_squares_range(values, float(values.min()), 20.0)
-    >>> bool(low < -3 and 10 < high < 19)
-    True
-    """
-    low, high = min(low, 0.0), max(high, 0.0)
-    best = (low, high)
-    for _ in range(2):  # each end by itself, twice over
-        best = min(((low * share, best[1]) for share in SHARES), key=lambda each: _error(values, *each))
-        best = min(((best[0], high * share) for share in SHARES), key=lambda each: _error(values, *each))
-        if low == 0.0:
-            break
-    return best
-
-
-def _error(values: np.ndarray, low: float, high: float) -> float:
-    step = (high - low) / LEVELS
-    if step <= 0:
-        return float(np.square(values, dtype=np.float64).sum())
-    clipped = np.clip(values, low, high)
-    return float(np.square(np.round(clipped / step) * step - values, dtype=np.float64).sum())
+    def _range(self, number: int, choice: Choice) -> Range:
+        seen = self.seen[number]
+        if seen.low == seen.high:
+            return seen.low, seen.high  # it never moves, and needs no extent
+        found = seen.range("minmax" if number in self.ends else choice)
+        return found.low, found.high
 
 
 def joined(ranges: Mapping[int, Range], places: list[int]) -> Range | None:

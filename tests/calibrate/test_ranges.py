@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx.parser import parse_model
 
-from smidgen.calibrate.ranges import HOWS, KEPT, RUN_NBYTES, Range, Seen, values_of, watch
+from smidgen.calibrate.ranges import HOWS, KEPT, RUN_NBYTES, Range, Seen, least_squares_range, values_of, watch
 from smidgen.errors import DataError
 
 NET = """<ir_version: 8, opset_import: ["": 17]> g (float[n, 2] x) => (float[n, 2] y)
@@ -43,15 +43,28 @@ def test_every_way_stays_within_what_was_seen(values, how):
     assert whole.low <= range_.low <= 0 <= range_.high <= whole.high
 
 
-def test_least_squares_is_never_worse_than_the_whole_range():
-    values = np.random.default_rng(0).normal(size=50_000).astype(np.float32)
+def error(values, range_):
+    q = np.clip(np.rint(values / range_.scale) + range_.zero, 0, 255)
+    return float(np.square(values - range_.scale * (q - range_.zero)).mean())
+
+
+def test_a_lone_value_is_clipped_where_that_costs_less():
+    values = np.append(np.random.default_rng(0).normal(size=200_000), 30.0).astype(np.float32)
     seen = Seen(float(values.min()), float(values.max()), values)
+    assert seen.range("mse").high < 0.85 * 30
+    assert error(values, seen.range("mse")) < 0.95 * error(values, seen.range("minmax"))
 
-    def error(range_):
-        q = np.clip(np.rint(values / range_.scale) + range_.zero, 0, 255)
-        return np.square(values - range_.scale * (q - range_.zero)).mean()
 
-    assert error(seen.range("mse")) < 0.97 * error(seen.range("minmax"))
+@pytest.mark.parametrize("one_sided", [True, False])
+def test_nothing_is_clipped_where_values_are_even(one_sided):
+    values = np.random.default_rng(0).uniform(0.0 if one_sided else -1.0, 1.0, 20_000)
+    range_ = least_squares_range(values, float(values.min()), float(values.max()))
+    assert range_.high > 0.97
+    assert range_.low == 0.0 if one_sided else range_.low < -0.97
+
+
+def test_values_that_are_all_zero_have_a_scale():
+    assert least_squares_range(np.zeros(10), 0.0, 0.0).scale > 0
 
 
 def test_what_a_network_takes_is_seen_whole():
