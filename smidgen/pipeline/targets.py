@@ -22,7 +22,8 @@ from smidgen.export.prepare import Prepared
 from smidgen.export.static import write_static
 from smidgen.export.tflite import to_tflite
 from smidgen.export.tflite_int8 import calibrated
-from smidgen.forms import STATIC, Quantized, leaves, width
+from smidgen.forms import FLOATS, SHARED, STATIC, Quantized, leaves, width
+from smidgen.planning.widths import in_integers
 from smidgen.runtimes.tflite_file import require_litert
 from smidgen.site import Stored
 
@@ -79,6 +80,7 @@ class Source:
         held: selection inputs, or None.
         example: one input.
         threads: of runtimes that a writer asks.
+        bound: the target that the budget binds.
     """
 
     prepared: Prepared
@@ -89,6 +91,7 @@ class Source:
     held: Dataset | None
     example: np.ndarray
     threads: int = 1
+    bound: str = "onnx"
 
 
 def write_target(target: str, source: Source) -> Path:
@@ -111,13 +114,17 @@ def _archive(source: Source, path: Path) -> None:
 
 
 def _integers(target: str, source: Source, path: Path) -> None:
-    if not any(width(leaf, target) for one in source.stored.values() for leaf in leaves(one.form)):
+    prepared, stored = source.prepared, source.stored
+    held = any(width(leaf, target) for one in stored.values() for leaf in leaves(one.form))
+    if not held and source.bound in FLOATS and target not in SHARED:
+        stored, held = {site.name: in_integers(site, stored[site.name], target) for site in prepared.sites}, True
+    if not held:
         # No integers in it: the same file, also where that is the original which was kept.
         write_bytes(source.onnx.read_bytes(), path)
     elif target in STATIC:
-        write_static(source.prepared, source.stored, path, source.inputs, source.held, source.threads)
+        write_static(prepared, stored, path, source.inputs, source.held, source.threads)
     else:
-        write(source.prepared.base, source.prepared.sites, source.stored, path, target)
+        write(prepared.base, prepared.sites, stored, path, target)
 
 
 def _tflite(source: Source, path: Path) -> None:

@@ -15,7 +15,7 @@ from smidgen.budget import Budget, format_size
 from smidgen.calibrate.answers import outputs_of, true_losses
 from smidgen.export.onnx import write
 from smidgen.export.verify import STATIC_TOLERANCE, TOLERANCE, verify
-from smidgen.forms import STATIC
+from smidgen.forms import FLOATS, STATIC, WIDTHS
 from smidgen.measure.latency import Latency
 from smidgen.measure.memory import release
 from smidgen.measure.scores import Judge
@@ -112,7 +112,8 @@ class Workshop:
         task = self.task
         inputs, held = (None, None) if task.roles is None else (task.roles.calibration, task.roles.selection)
         return Source(
-            task.prepared, realised.stored, realised.model, path, inputs, held, one_input(task), task.threads
+            task.prepared, realised.stored, realised.model, path, inputs, held, one_input(task), task.threads,
+            self.targets[0],
         )  # fmt: skip
 
     def original_ms(self) -> float:
@@ -174,10 +175,9 @@ class Workshop:
         }
         for name, each in written.items():
             if name != "archive":
-                verify(
-                    realised.model, each, one_input(task), task.threads, task.device,
-                    STATIC_TOLERANCE if name in STATIC else TOLERANCE,
-                )  # fmt: skip
+                rounded = name in STATIC or (name in WIDTHS and self.targets[0] in FLOATS)
+                share = STATIC_TOLERANCE if rounded else TOLERANCE
+                verify(realised.model, each, one_input(task), task.threads, task.device, share)
         self.progress("measure", 0, 1)
         files = measure_files(
             {"original": self.original, **written}, task.test, task.metric, one_input(task), task.threads,

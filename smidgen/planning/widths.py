@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from smidgen.errors import Refusal
-from smidgen.forms import ONE_SCALE, SHARED, STATIC, Codebook, Geometry, LowRank, nbytes, shape, widths
-from smidgen.methods import Family, Leaves
-from smidgen.planning.candidates import Label, Options
+from smidgen.forms import ONE_SCALE, SHARED, STATIC, Codebook, Geometry, LowRank, dense, nbytes, shape, widths
+from smidgen.methods import Family, Leaves, roundings
+from smidgen.planning.candidates import Label, Options, weights_only
 from smidgen.planning.metric import metric_of
 from smidgen.planning.precision import (
     LAYER_BYTES,
@@ -29,7 +30,8 @@ from smidgen.planning.precision import (
     no_rounding,
     whole_loss,
 )
-from smidgen.site import Curvature
+from smidgen.planning.rounding import round_form
+from smidgen.site import Curvature, Site, Stored, grouped
 
 # Of one value of a codebook in an archive: 1.5 to 2.5 for the weights of LeNet and ResNet-20 at 7 to 3 bits.
 VALUE_BYTES = 1.8
@@ -63,6 +65,28 @@ def with_widths(option: Options, curvature: Curvature, method: Leaves, target: s
         option, precision=precision, worth=curvature.loss(precision.weight),
         losses=np.array([e[0] for e in kept]), sizes=np.array([e[1] for e in kept]), labels=tuple(e[2] for e in kept),
     )  # fmt: skip
+
+
+def in_integers(site: Site, stored: Stored, target: str) -> Stored:
+    """A site that was planned in floats with integers of the target's greatest width, under its weights' own metric.
+
+    For a file beside the one that the budget binds. A layer that cannot be rounded stays as it is.
+
+    Args:
+        site: the layer.
+        stored: as realised, in floats.
+        target: one of `smidgen.forms.WIDTHS` with integers.
+    """
+    how, g = roundings()["gptq"], site.geometry
+    if site.refusal is not None or no_rounding(site, how) is not None:
+        return stored
+    metric = metric_of(site, weights_only(site))
+    leaf = Precision(site, metric, how, target in STATIC, target in ONE_SCALE).leaf(None, max(widths(g, target)))
+    values = torch.as_tensor(grouped(dense(stored.form), g.groups), dtype=torch.float64)
+    try:
+        return replace(stored, form=round_form(stored.form, values, g, metric, leaf, equal=target in STATIC))
+    except Refusal:
+        return stored
 
 
 def widths_of(method: Leaves, target: str, geometry: Geometry) -> tuple[int, ...]:

@@ -95,6 +95,17 @@ def test_without_data_it_says_what_to_do(network, tmp_path, capsys):
     assert "give --data" in capsys.readouterr().err
 
 
+def test_beside_a_file_of_floats_it_is_rounded_too(network, inputs):
+    budget = smidgen.Budget(ratio=1.3)
+    result = compress(network, [inputs], target=["onnx", "onnx-int8", "onnx-w8"], budget=budget, threads=1)
+    files = result.record["files"]
+    assert files["onnx-int8"]["nbytes"] < files["onnx-w8"]["nbytes"] + 6000 < 0.5 * files["onnx"]["nbytes"]
+    assert files["onnx-int8"]["agreement"] > 0.8
+    kinds = [node.op_type for node in onnx.load(result.files["onnx-int8"]).graph.node]
+    assert "QuantizeLinear" in kinds
+    assert "QuantizeLinear" not in [node.op_type for node in onnx.load(result.files["onnx-w8"]).graph.node]
+
+
 @pytest.mark.slow
 def test_lenet(data_dir):
     """The whole of what was asked of LeNet but for the inputs: 300 and 1,000 instead of 1,000 and 10,000."""
