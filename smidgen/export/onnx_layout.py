@@ -155,10 +155,15 @@ class _Search:
         self.made.add(result)
 
     def _free_ends(self) -> None:
-        """Products that no integers are made from stay floats; all other operators need their Q to be fused."""
-        for name, node in self.computed.items():
-            if node.op_type in ("Gemm", "MatMul") and name not in self.clamped and not self._needed(name):
+        """What no integers are made from stays in floats: steps would only coarsen the answer.
+
+        A convolution needs a Q to be fused; the product of matrices gives floats as it is; others compute in floats.
+        """
+        for name, node in reversed(list(self.computed.items())):
+            if node.op_type != "Conv" and name not in self.clamped and not self._needed(name):
                 self._release(name)
+                if node.op_type in LIGHT:
+                    del self.computed[name]
 
     def _needed(self, name: str) -> bool:
         readers = self.readers.get(name, [])

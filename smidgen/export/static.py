@@ -20,7 +20,7 @@ import onnx
 import torch
 
 from smidgen.calibrate.answers import true_losses
-from smidgen.calibrate.ranges import HOWS, Range, values_of, watch
+from smidgen.calibrate.ranges import HOWS, How, Range, values_of, watch
 from smidgen.data import Dataset
 from smidgen.errors import DataError
 from smidgen.export.files import write_bytes
@@ -84,17 +84,23 @@ class _Static:
     ) -> None:
         self.model, self.batches, self.held, self.threads = model, batches, held, threads
         self.parts = layout(model)
+        graph = model.graph
+        self.ends = {self.parts.roots.get(end.name, end.name) for end in [*graph.input, *graph.output]}
         self.seen = watch(model, self.parts.ranged, batches, threads=threads)
         self.reference = [] if held is None else self._answers(model)
 
     def best(self) -> onnx.ModelProto:
-        ways = {how: {name: seen.range(how) for name, seen in self.seen.items()} for how in HOWS}
+        ways = {how: {name: self._range(name, how) for name in self.seen} for how in HOWS}
         if self.held is None:
             return self._made(ways["minmax"], self.parts)
         made = {how: self._made(ranges, self.parts) for how, ranges in ways.items()}
         losses = {how: self._loss(each) for how, each in made.items()}
         how = min(losses, key=losses.__getitem__)
         return self._with_floats(made[how], losses[how], ways[how])
+
+    def _range(self, name: str, how: How) -> Range:
+        """Nothing of an input or an output is clipped: the largest score is the answer."""
+        return self.seen[name].range("minmax" if name in self.ends else how)
 
     def _with_floats(self, best: onnx.ModelProto, least: float, ranges: Mapping[str, Range]) -> onnx.ModelProto:
         """Values that cost most go back to floats, one at a time, while the loss is high and that helps."""
