@@ -13,7 +13,7 @@ from typing import Literal, cast, get_args
 from smidgen.errors import BudgetError
 
 Target = Literal[
-    "archive", "onnx", "onnx-w8", "onnx-w4", "onnx-shared", "onnx-int8", "tflite", "tflite-int8", "executorch"
+    "archive", "onnx", "onnx-w8", "onnx-w4", "onnx-shared", "onnx-int8", "tflite", "tflite-int8", "mcu", "executorch"
 ]
 TARGETS: tuple[str, ...] = get_args(Target)
 

@@ -46,6 +46,7 @@ def compress(options: argparse.Namespace) -> int:
             rounding=options.rounding,
             target=targets,
             max_ram=options.max_ram,
+            max_flash=options.max_flash,
             guard=False if options.allow_slower else True if options.refuse_slower else None,
             **_work(options),
             progress=progress,

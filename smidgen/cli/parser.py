@@ -145,13 +145,16 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         default="onnx",
-        help="file the budget binds: onnx, onnx-int8, onnx-w8, onnx-w4, onnx-shared, tflite, tflite-int8 or archive; "
-        "of several with commas, the first",
+        help="file the budget binds: onnx, onnx-int8, onnx-w8, onnx-w4, onnx-shared, tflite, tflite-int8, mcu or "
+        "archive; of several with commas, the first",
     )
     parser.add_argument(
         "--max-ram",
         metavar="SIZE",
-        help="bytes that the target's activations may take at once, besides the budget: 64KiB",
+        help="bytes that the target's activations (of mcu: its arena) may take at once, besides the budget: 64KiB",
+    )
+    parser.add_argument(
+        "--max-flash", metavar="SIZE", help="bytes that the target's file may have; the budget where none is given"
     )
     slower = parser.add_mutually_exclusive_group()
     slower.add_argument("--allow-slower", action="store_true", help="take forms that run slower than their layer too")

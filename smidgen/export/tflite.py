@@ -109,11 +109,12 @@ def _reason(network: nn.Module, x: torch.Tensor, fault: Exception) -> str:
     if found is None:
         return text[:200] or type(fault).__name__
     operator = found[1]
-    layer = _layer_of(network, x, operator)
+    layer = layer_of(network, x, operator)
     return f"TFLite has no operator for {operator}" + (f" of layer '{layer}'" if layer else "")
 
 
-def _layer_of(network: nn.Module, x: torch.Tensor, operator: str) -> str | None:
+def layer_of(network: nn.Module, x: torch.Tensor, operator: str) -> str | None:
+    """The path of the first layer that has one of torch's operators, ``aten.gelu``; None where that cannot be told."""
     try:
         with _quiet():
             graph = torch.export.export(network, (x,)).graph

@@ -28,6 +28,7 @@ from smidgen.runtimes.litert import runner_of
 from smidgen.runtimes.tflite_file import (
     NO_TENSOR,
     constant,
+    end_names,
     number_of,
     operator_name,
     packed,
@@ -65,21 +66,23 @@ SAME = 1e-6  # of a scale, by which those of two rows may differ and be one
 LARGEST_BIAS = 2.0**30  # half of what 32 bits hold, which leaves the sum of products the rest
 
 
-def calibrated(content: bytes, inputs: Dataset, integers: Sequence[np.ndarray] = (), threads: int = 1) -> bytes:
+def calibrated(
+    content: bytes, inputs: Dataset, integers: Sequence[np.ndarray] = (), threads: int = 1, *, micro: bool = False
+) -> bytes:
     """The file in integers of eight bits, with those ranges of its activations that cost it least.
 
     Each way of choosing ranges is tried on calibration inputs: none is best for all networks (SqueezeNet and
     MobileNetV2 gain by clipping, ResNet-20 loses).
 
     Args:
-        content, integers: see `quantized`.
+        content, integers, micro: see `quantized`.
         inputs: calibration inputs.
         threads: of the runtime.
     """
     activations = observe(content, inputs)
     some = inputs.array(0, min(INPUTS, len(inputs)))
     before = answers_of(content, some, threads)
-    tried = [quantized(content, activations.ranges(choice), integers) for choice in CHOICES]
+    tried = [quantized(content, activations.ranges(choice), integers, micro=micro) for choice in CHOICES]
     losses = [float(true_losses(before, answers_of(each, some, threads)).mean()) for each in tried]
     return tried[int(np.argmin(losses))]
 
@@ -119,6 +122,7 @@ def quantized(
     integers: Sequence[np.ndarray] = (),
     *,
     floats: Collection[int] = (),
+    micro: bool = False,
 ) -> bytes:
     """The file in integers of eight bits, its ends in floats.
 
@@ -127,16 +131,16 @@ def quantized(
         ranges: of its activations by the tensor's number, from `smidgen.calibrate.tflite_ranges`.
         integers: of weights, ``[out, …]`` as torch stores them, of at most ±127.
         floats: numbers of operators that stay in floats.
+        micro: for microcontrollers: no weights of four bits, and a softmax at the end in integers too.
     """
     model = parse(content)
     (graph,) = model.subgraphs
-    description, names = model.description, [[graph.tensors[i].name for i in e] for e in (graph.inputs, graph.outputs)]
+    description, names = model.description, end_names(model)
     kept = {id(graph.operators[n]) for n in floats}
     drop_clamps(model, WEIGHTED.keys(), floats)
-    _Quantizer(model, ranges, list(integers), kept).run()
+    _Quantizer(model, ranges, list(integers), kept, micro).run()
     drop_flattening(model)
-    told = [tuple(n.decode() if isinstance(n, bytes) else n or "" for n in ends) for ends in names]
-    strip(model, told[0], told[1])
+    strip(model, *names)
     model.description = description
     return serialise(model)
 
@@ -149,6 +153,7 @@ class _Quantizer:
     ranges: Mapping[int, Range]
     integers: list[np.ndarray]
     floats: Collection[int]  # identities of operators
+    micro: bool = False
     # By the number of a tensor in the file of floats: its two versions, where they exist.
     whole: dict[int, int] = field(default_factory=dict)
     eight: dict[int, int] = field(default_factory=dict)
@@ -186,7 +191,7 @@ class _Quantizer:
         """Whether no other tensor has to have a tensor's scale, and it is no answer."""
         readers = [o for o in self.graph.operators if i in [int(k) for k in o.inputs]]
         copied = any(operator_name(self.model, o) in COPYING for o in readers)
-        return not copied and i not in [int(k) for k in self.graph.outputs]
+        return not copied and (self.micro or i not in [int(k) for k in self.graph.outputs])
 
     def _readable(self, i: int) -> bool:
         tensor = self.graph.tensors[i] if i != NO_TENSOR else None
@@ -256,7 +261,7 @@ class _Quantizer:
         inputs[data] = self._eight(inputs[data], None)
         # Two in a byte where a dense layer's are so few; an odd row would end within one.
         four = name == "FULLY_CONNECTED" and np.abs(stored).max(initial=0) < 8 and stored.shape[1] % 2 == 0
-        kind = "INT4" if four else "INT8"
+        kind = "INT4" if four and not self.micro else "INT8"
         inputs[weight] = self._add(stored_as(stored, values.shape, name), kind, scale, np.zeros(len(scale)), axis)
         if shift is not None:
             wide = scale.astype(np.float64) * steps.scale

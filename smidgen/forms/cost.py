@@ -24,13 +24,14 @@ FLOAT_BYTES = 4
 # Widths of integers, or of indices into a codebook, that a target's file can hold beside floats, the narrowest first.
 WIDTHS: dict[str, tuple[int, ...]] = {
     "onnx-w8": (8,), "onnx-w4": (4, 8), "onnx-int8": (8,), "tflite-int8": (4, 8),
-    "onnx-shared": (1, 2, 3, 4, 5, 6, 7, 8),
+    "mcu": (8,), "onnx-shared": (1, 2, 3, 4, 5, 6, 7, 8),
 }  # fmt: skip
 SHARED: tuple[str, ...] = ("onnx-shared",)  # those of codebooks
 FLOATS = ("onnx", "tflite")  # targets whose file holds floats alone
 # Those whose file computes in integers: a layer that keeps its floats would cost time, and is not on offer.
-STATIC = frozenset({"onnx-int8", "tflite-int8"})
-ONE_SCALE = frozenset({"tflite-int8"})  # those in which narrow layers have one scale for all rows; see `NARROW`
+STATIC = frozenset({"onnx-int8", "tflite-int8", "mcu"})
+# TFLite files of integers, in which narrow layers have one scale for all rows; see `NARROW`.
+ONE_SCALE = frozenset({"tflite-int8", "mcu"})
 # Bytes a layer of an ONNX file in integers adds beside those of its weight: Q and D of what it gives, with their scale,
 # and the D of its bias, whose rows have scales too. Measured on written files.
 QDQ_OVERHEAD, QDQ_ROW = 200, 4
@@ -112,7 +113,7 @@ def width(form: Form, target: str) -> int | None:
 
 def _stage_nbytes(stage: Stage, bits: int | None, target: str) -> int:
     g = stage.geometry
-    if target == "tflite-int8":
+    if target in ONE_SCALE:
         # A weight that has no integers yet is rounded as it is written.
         least = 8 if narrow(g) else widths(g, target)[0]
         return _static_nbytes(stage, max(bits or 8, least))

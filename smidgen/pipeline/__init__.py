@@ -23,7 +23,8 @@ from smidgen.errors import BudgetError, PlanError
 from smidgen.measure.scores import Metric
 from smidgen.methods import AnyMethod, roundings, sharings
 from smidgen.methods._ranks import told_ranks
-from smidgen.pipeline.ledger import parse_ram, with_ledger
+from smidgen.pipeline.ledger import parse_limit, with_ledger
+from smidgen.pipeline.micro import with_sources
 from smidgen.pipeline.options import candidates
 from smidgen.pipeline.targets import check_given, check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
@@ -36,6 +37,7 @@ from smidgen.planning.plan import Plan, plan_from_json
 from smidgen.planning.realise import Refit
 from smidgen.planning.search import Outcome, PlanAt, Trial, search_drop, search_size
 from smidgen.planning.search_time import search_time
+from smidgen.report.record import UNTIMED
 from smidgen.report.result import Result
 
 __all__ = ["Task", "Workshop", "apply", "candidates", "compress", "guards", "open_task", "search"]
@@ -63,6 +65,7 @@ def compress(
     seed: int = 0,
     guard: bool | None = None,
     max_ram: int | str | None = None,
+    max_flash: int | str | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result:
     """Make a trained network smaller within a budget.
@@ -82,8 +85,9 @@ def compress(
             entropy-coded; `smidgen.unpack` gives back the ONNX file), ``"onnx"`` (floats), ``"onnx-w8"`` or
             ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear), ``"onnx-shared"``
             (weights that share 2 to 256 values a layer, as packed indices), ``"onnx-int8"`` (static: activations too;
-            it computes in integers, and needs data), ``"tflite"`` (floats) or ``"tflite-int8"`` (weights and
-            activations of 8 bits, float ends; needs data).
+            it computes in integers, and needs data), ``"tflite"`` (floats), ``"tflite-int8"`` (weights and
+            activations of 8 bits, float ends; needs data) or ``"mcu"`` (the same with integers at the ends too, for
+            TensorFlow Lite Micro, and C sources).
         rounding: how integers are found, for a target that holds them: ``"gptq"``, ``"rate_aware"`` or ``"nearest"``;
             ``"kmeans"`` shares weights, for ``"archive"`` and ``"onnx-shared"``. With
             ``settings={"kmeans": {"bits": 5}}`` and no budget every layer that gets smaller by it shares 32 values.
@@ -93,8 +97,9 @@ def compress(
         device: where curvature, methods and refits compute.
         seed: of everything drawn.
         guard: leave out forms that measure slower here than the layer they replace; see `guards` for the default.
-        max_ram: bytes, or text such as "64 KiB", that the activations of the target's file may take at once; where they
-            take more the budget is not met.
+        max_ram: bytes, or text such as "64 KiB", that the activations of the target's file may take at once (of
+            ``"mcu"`` the whole arena it runs in); where they take more the budget is not met.
+        max_flash: the same of the target's file; it is the budget where none is given.
         progress: called with (stage, done, total).
 
     Returns:
@@ -110,11 +115,12 @@ def compress(
     True
     """
     started = time.perf_counter()
-    targets, most = check_targets(target), parse_ram(max_ram)
+    targets = check_targets(target)
+    most, flash = parse_limit("max_ram", max_ram), parse_limit("max_flash", max_flash)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
-    budget = budget or Budget()
+    budget = budget or Budget(size=flash)
     check_given(targets, task.roles)
-    _check_budget(budget, task)
+    _check_budget(budget, task, targets[0])
     if methods == "auto" and budget.kind == "default" and bits_named(settings):
         methods = ()  # every layer as it is, at those bits: with factors the fewest bytes would be the least ranks
     options, chosen = candidates(task, methods, progress, settings, targets[0], rounding)
@@ -125,7 +131,8 @@ def compress(
             options = with_times(options, task.threads, progress)
         work = Workshop(task, options, refit, progress, budget, targets=targets)
         outcome = search(work, budget, guarded(options) if guard else options, chosen)
-        return with_ledger(work.finish(outcome, budget, time.perf_counter() - started), work.original, most)
+        result = work.finish(outcome, budget, time.perf_counter() - started)
+        return with_sources(with_ledger(result, work.original, most, flash))
 
 
 def guards(budget: Budget, target: str) -> bool:
@@ -182,7 +189,8 @@ def apply(
         work = Workshop(task, options, refit, progress, targets=targets, mode=mode)
         trial = work.trial(replace(parsed, **work.circumstances))
         outcome = Outcome(trial, met=True, note=_differences(parsed, trial.plan))
-        return with_ledger(work.finish(outcome, Budget(), time.perf_counter() - started), work.original)
+        result = work.finish(outcome, Budget(), time.perf_counter() - started)
+        return with_sources(with_ledger(result, work.original))
 
 
 def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, AnyMethod]) -> Outcome:
@@ -276,6 +284,8 @@ def _differences(made: Plan, now: Plan) -> str:
     return "; ".join(told)
 
 
-def _check_budget(budget: Budget, task: Task) -> None:
+def _check_budget(budget: Budget, task: Task, target: str) -> None:
+    if budget.timed and target == "mcu":
+        raise BudgetError(f"budget: {budget.kind} cannot be asked of mcu: {UNTIMED}; give a size, ratio or max_drop")
     if budget.kind == "max_drop" and task.roles is None:
         raise BudgetError("budget: max_drop needs inputs to measure on; give --data, or a size, ratio or tradeoff")

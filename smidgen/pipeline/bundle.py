@@ -21,6 +21,7 @@ from smidgen.pipeline.task import Data, as_data
 from smidgen.report.devices import merge_results, read_record
 from smidgen.report.record import versions
 from smidgen.report.result import writable_folder
+from smidgen.runtimes.micro import MICRO_END
 from smidgen.runtimes.opening import open_file
 
 SAMPLES = 16  # inputs that travel
@@ -104,7 +105,7 @@ def runnable_files(source: Path, against: str | Path | None) -> tuple[dict[str, 
         found["original"] = Path(against)
     for name, entry in record["files"].items():
         path = source / Path(str(entry.get("path"))).name
-        if path.suffix not in RUNNABLE:
+        if path.suffix not in RUNNABLE or path.name.endswith(MICRO_END):
             left_out[name] = f"'{path.name}' is run by nothing that travels"
         elif not path.is_file():
             left_out[name] = f"'{path.name}' is not in '{source}'"

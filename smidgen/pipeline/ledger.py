@@ -15,40 +15,43 @@ import numpy as np
 
 from smidgen.budget import format_size, parse_size
 from smidgen.errors import BudgetError
-from smidgen.measure.activations import peak_activations
+from smidgen.measure.activations import Peak, peak_activations
 from smidgen.measure.ledger import FLOAT_BYTES, Weight, layer_weights, weigh, zipped_nbytes
 from smidgen.report.result import Result
+from smidgen.runtimes.micro import MICRO_END, arena_nbytes
 
-UNKNOWN = "only the graph of an ONNX file tells it"
+UNKNOWN = "the file's graph does not tell it"
 SHOWN = 2  # tensors at the peak that are named: those the running operator reads and writes
 
 
-def parse_ram(max_ram: int | str | None) -> int | None:
-    """Bytes that activations may take at once, None for any.
+def parse_limit(name: str, given: int | str | None) -> int | None:
+    """Bytes that something may take, None for any.
 
     Raises:
         BudgetError: not a size.
 
-    >>> parse_ram("64 KiB"), parse_ram(None)
+    >>> parse_limit("max_ram", "64 KiB"), parse_limit("max_flash", None)
     (65536, None)
     """
-    if max_ram is None:
+    if given is None:
         return None
     try:
-        if not isinstance(max_ram, bool):
-            return parse_size(str(max_ram))
+        if not isinstance(given, bool):
+            return parse_size(str(given))
     except BudgetError:
         pass
-    raise BudgetError(f"budget: max_ram={max_ram!r} is no size; for example max_ram='64 KiB', or max_ram=65536")
+    raise BudgetError(f"budget: {name}={given!r} is no size; for example {name}='64 KiB', or {name}=65536")
 
 
-def with_ledger(result: Result, original: Path, max_ram: int | None = None) -> Result:
-    """The result with a ``ledger`` in its record, and its budget not met where activations take more than they may.
+def with_ledger(result: Result, original: Path, max_ram: int | None = None, max_flash: int | None = None) -> Result:
+    """The result with a ``ledger`` in its record, and its budget not met where memory takes more than it may.
 
     Args:
         result: as the search left it.
         original: the file that sizes are compared with.
-        max_ram: bytes that the activations of the target's file may take at once; None for any.
+        max_ram: bytes that the activations of the target's file may take at once, or the arena that it runs in on a
+            microcontroller; None for any.
+        max_flash: bytes that the target's file may have; None for any.
     """
     layers = {site.name: {"original": _site_weight(site.weight, site.bias).as_dict()} for site in result.sites}
     files: dict[str, dict[str, Any]] = {"original": _file(original, original, result.record["original"])}
@@ -64,11 +67,16 @@ def with_ledger(result: Result, original: Path, max_ram: int | None = None) -> R
         "layers": [{"name": name, "files": told} for name, told in layers.items()],
         "grew": _grown(files),
         "max_ram": max_ram,
+        "max_flash": max_flash,
     }
     record = {**result.record, "ledger": ledger}
     target = record.get("target") or next(iter(result.files))
-    note = None if max_ram is None else _exceeded(files[target], max_ram)
-    if note is None:
+    beyond = (
+        None if max_flash is None else _beyond_flash(files[target], max_flash),
+        None if max_ram is None else _exceeded(files[target], max_ram),
+    )
+    note = "; ".join(filter(None, beyond))
+    if not note:
         return replace(result, record=record)
     budget = {**record["budget"], "met": False}
     budget["note"] = "; ".join(filter(None, (budget.get("note"), note)))
@@ -82,15 +90,25 @@ def _site_weight(weight: np.ndarray, bias: np.ndarray | None) -> Weight:
 
 def _file(path: Path, opened: Path, entry: dict[str, Any]) -> dict[str, Any]:
     """A file's own line: as stored, zipped, its weights as floats, and the activations of what a runtime opens."""
-    peak = peak_activations(opened) if opened.suffix == ".onnx" else None
-    params = entry.get("params")
-    return {
+    peak, params = _peak(opened), entry.get("params")
+    told = {
         "nbytes": path.stat().st_size, "zipped_nbytes": zipped_nbytes(path),
         "memory_nbytes": None if params is None else FLOAT_BYTES * params,
         "peak_activation_bytes": None if peak is None else peak.nbytes,
         "peak": None if peak is None else {**asdict(peak), "tensors": [list(each) for each in peak.tensors[:8]]},
         "why": {} if peak is not None else {"peak_activation_bytes": UNKNOWN},
     }  # fmt: skip
+    if not path.name.endswith(MICRO_END):
+        return told
+    return {**told, "flash_bytes": told["nbytes"], "arena_bytes": arena_nbytes(path)}
+
+
+def _peak(opened: Path) -> Peak | None:
+    if opened.suffix == ".tflite":
+        from smidgen.measure.tflite_activations import tflite_peak  # LiteRT's schema is optional
+
+        return tflite_peak(opened)
+    return peak_activations(opened) if opened.suffix == ".onnx" else None
 
 
 def _grown(files: dict[str, dict[str, Any]]) -> list[str]:
@@ -106,13 +124,24 @@ def _grown(files: dict[str, dict[str, Any]]) -> list[str]:
     return told
 
 
+def _beyond_flash(file: dict[str, Any], max_flash: int) -> str | None:
+    """What to say where a file is too large."""
+    if file["nbytes"] <= max_flash:
+        return None
+    return f"the file takes {format_size(file['nbytes'])} of flash; asked was {format_size(max_flash)}"
+
+
 def _exceeded(file: dict[str, Any], max_ram: int) -> str | None:
-    """What to say where activations take too much, or cannot be counted."""
-    nbytes, peak = file["peak_activation_bytes"], file["peak"]
+    """What to say where activations, or the arena they lie in, take too much or cannot be counted."""
+    peak, arena = file["peak"], file.get("arena_bytes")
+    nbytes = file["peak_activation_bytes"] if arena is None else arena
     if nbytes is None:
         return f"max_ram of {format_size(max_ram)} cannot be checked: {UNKNOWN}"
     if nbytes <= max_ram:
         return None
     named = " and ".join(f"'{name}' ({format_size(size)})" for name, size in peak["tensors"][:SHOWN])
     asked = f"asked was {format_size(max_ram)}"
+    if arena is not None:
+        activations = format_size(file["peak_activation_bytes"])
+        return f"the arena takes {format_size(arena)}, {activations} of it at {peak['node']}, with {named}; {asked}"
     return f"activations take {format_size(nbytes)} at {peak['node']}, with {named}; {asked}"

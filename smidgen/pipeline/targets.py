@@ -16,6 +16,7 @@ from smidgen.data import Dataset
 from smidgen.errors import BudgetError, DataError
 from smidgen.export.archive import pack_archive, unpack_archive
 from smidgen.export.files import write_bytes
+from smidgen.export.micro import check_operators, for_micro
 from smidgen.export.onnx import integer_tensors, write
 from smidgen.export.onnx_strip import shortened
 from smidgen.export.prepare import Prepared
@@ -24,13 +25,14 @@ from smidgen.export.tflite import to_tflite
 from smidgen.export.tflite_int8 import calibrated
 from smidgen.forms import FLOATS, SHARED, STATIC, Quantized, leaves, width
 from smidgen.planning.widths import in_integers
+from smidgen.runtimes.micro import require_micro
 from smidgen.runtimes.tflite_file import require_litert
 from smidgen.site import Stored
 
 FILES = {
     "onnx": "model.onnx", "archive": "model.smidgen", "onnx-w8": "model.w8.onnx", "onnx-w4": "model.w4.onnx",
     "onnx-int8": "model.int8.onnx", "onnx-shared": "model.shared.onnx", "tflite": "model.tflite",
-    "tflite-int8": "model.int8.tflite",
+    "tflite-int8": "model.int8.tflite", "mcu": "model.mcu.tflite",
 }  # fmt: skip
 ALWAYS = ("onnx", "archive")  # written whatever the target: the table shows the archive's bytes beside the others'
 
@@ -48,7 +50,9 @@ def check_targets(names: str | Sequence[str]) -> tuple[str, ...]:
     for name in given:
         if parse_target(name) not in FILES:
             raise BudgetError(f"target: '{name}' is not written by this version; use one of {', '.join(FILES)}")
-        if name.startswith("tflite"):
+        if name == "mcu":
+            require_micro(f"target: {name}")
+        if name.startswith("tflite") or name == "mcu":
             require_litert(f"target: {name}", "litert_torch")  # said before an hour's work, not after
     if not given:
         raise BudgetError(f"target: none is given; use one of {', '.join(FILES)}")
@@ -138,18 +142,27 @@ def _floats(source: Source, *, columns: bool) -> bytes:
 
 
 def _tflite_int8(source: Source, path: Path) -> None:
-    assert source.inputs is not None  # `check_given` saw to it
+    write_bytes(_tflite_integers("tflite-int8", source, _floats(source, columns=False)), path)
+
+
+def _mcu(source: Source, path: Path) -> None:
     floats = _floats(source, columns=False)
+    check_operators(floats, source.model, torch.from_numpy(source.example))
+    write_bytes(for_micro(_tflite_integers("mcu", source, floats)), path)
+
+
+def _tflite_integers(target: str, source: Source, floats: bytes) -> bytes:
+    assert source.inputs is not None  # `check_given` saw to it
     held = [leaf for one in source.stored.values() for leaf in leaves(one.form)]
-    integers = [leaf.integers for leaf in held if isinstance(leaf, Quantized) and width(leaf, "tflite-int8")]
-    write_bytes(calibrated(floats, source.inputs, integers, source.threads), path)
+    integers = [leaf.integers for leaf in held if isinstance(leaf, Quantized) and width(leaf, target)]
+    return calibrated(floats, source.inputs, integers, source.threads, micro=target == "mcu")
 
 
 # What writes a target's file, from its source to a path.
 _WRITERS: dict[str, Callable[[Source, Path], None]] = {
     "archive": _archive, "onnx-w8": partial(_integers, "onnx-w8"), "onnx-w4": partial(_integers, "onnx-w4"),
     "onnx-int8": partial(_integers, "onnx-int8"), "onnx-shared": partial(_integers, "onnx-shared"),
-    "tflite": _tflite, "tflite-int8": _tflite_int8,
+    "tflite": _tflite, "tflite-int8": _tflite_int8, "mcu": _mcu,
 }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from smidgen.report import wording
 SHOWN = 8  # layers with a row of their own, the largest of the original
 _WHOLE = (
     ("file", "nbytes"), ("file, zipped", "zipped_nbytes"), ("weights in memory, as floats", "memory_nbytes"),
-    ("activations at their peak", "peak_activation_bytes"),
+    ("activations at their peak", "peak_activation_bytes"), ("flash", "flash_bytes"),
+    ("arena of TensorFlow Lite Micro", "arena_bytes"),
 )  # fmt: skip
 
 

@@ -25,11 +25,15 @@ from smidgen.planning.candidates import Options
 from smidgen.planning.pace import option_times, saved_ms
 from smidgen.planning.plan import Choice, Plan
 from smidgen.planning.search import Outcome, Trial
+from smidgen.runtimes.micro import MICRO_END
 from smidgen.runtimes.opening import Runner, open_file, run_dataset
 
 SCHEMA_VERSION = 1
 SCORED = ("accuracy", "roc_auc", "agreement", "kl", "top5", "output_error", "metric")
-PACKAGES = ("smidgen", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "litert-torch", "ai-edge-litert")
+PACKAGES = (
+    "smidgen", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "litert-torch", "ai-edge-litert", "tflite-micro",
+)  # fmt: skip
+UNTIMED = "this machine's time says nothing of a microcontroller's"
 
 
 def measure_files(
@@ -65,10 +69,9 @@ def measure_files(
             count, macs_ = file_cost(opened[name])
             entries[name] = {"path": path.name, "nbytes": file_nbytes(path), "params": count, "macs": macs_}
             entries[name].update(scored[name])
-            entries[name]["latency_ms"] = timed[name].median_ms
-            entries[name]["latency_quartiles_ms"] = [timed[name].low_ms, timed[name].high_ms]
-            entries[name]["speedup"] = timed[name].speedup
-            entries[name]["speedup_error"] = timed[name].error
+            entries[name].update(_timing(timed.get(name)))
+            if name not in timed:
+                entries[name]["why"]["latency_ms"] = UNTIMED
         return entries
     finally:
         for runner in runners.values():
@@ -76,10 +79,20 @@ def measure_files(
 
 
 def _latencies(opened: Mapping[str, Path], one: np.ndarray, threads: int, times: int) -> dict[str, Latency]:
-    """Each file beside the original; the original as it was beside the first."""
-    original, *rest = opened.values()
+    """Each file beside the original, those of microcontrollers left out; the original as it was beside the first."""
+    timed = {name: path for name, path in opened.items() if not path.name.endswith(MICRO_END)}
+    original, *rest = timed.values()
     pairs = [compare_speed(original, path, one, threads, times) for path in rest or [original]]
-    return dict(zip(opened, [pairs[0][0], *(after for _, after in pairs)], strict=False))
+    return dict(zip(timed, [pairs[0][0], *(after for _, after in pairs)], strict=False))
+
+
+def _timing(found: Latency | None) -> dict[str, Any]:
+    if found is None:
+        return dict.fromkeys(("latency_ms", "latency_quartiles_ms", "speedup", "speedup_error"))
+    return {
+        "latency_ms": found.median_ms, "latency_quartiles_ms": [found.low_ms, found.high_ms],
+        "speedup": found.speedup, "speedup_error": found.error,
+    }  # fmt: skip
 
 
 def _scores(runners: Mapping[str, Runner], test: Dataset | None, metric: Metric | None) -> dict[str, dict[str, Any]]:

@@ -49,6 +49,7 @@ class Result:
         files: written files by target, in a temporary folder until `save`.
         sites, stored: the layers, and the form and bias each one took.
         folder: the temporary folder, removed with the result.
+        beside: further files that `save` writes.
     """
 
     model: nn.Module
@@ -59,6 +60,7 @@ class Result:
     sites: list[Site]
     stored: Mapping[str, Stored]
     folder: Scratch
+    beside: tuple[Path, ...] = ()
 
     def table(self) -> str:
         """Before and after, measured on the written files, as text."""
@@ -83,7 +85,7 @@ class Result:
         try:
             with tempfile.TemporaryDirectory(prefix=".smidgen-", dir=place) as draft:
                 own = self.folder.path / ORIGINAL
-                for path in (*self.files.values(), *([own] if own.is_file() else [])):
+                for path in (*self.files.values(), *self.beside, *([own] if own.is_file() else [])):
                     shutil.copyfile(path, Path(draft) / path.name)
                 save_network(self.model, self.sites, self.stored, Path(draft) / "model.safetensors")
                 (Path(draft) / "plan.json").write_text(self.plan.to_json() + "\n", encoding="utf-8")

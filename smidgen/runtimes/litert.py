@@ -13,7 +13,6 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 
 from smidgen.errors import DataError, LoadError
 from smidgen.runtimes.silence import silent
-from smidgen.runtimes.tflite_file import CHANNELS_LAST, SOUND, parse, require_litert
+from smidgen.runtimes.tflite_file import CHANNELS_LAST, SOUND, as_floats, as_stored, parse, require_litert, scale_of
 
 TRY_SECONDS = 120
 _TRY = """
@@ -100,9 +99,9 @@ class LiteRtRunner:
         (taken,) = interpreter.get_input_details()
         fed = np.moveaxis(x, 1, -1) if self.channels_last else x
         try:
-            interpreter.set_tensor(taken["index"], _as_stored(fed, taken))
+            interpreter.set_tensor(taken["index"], as_stored(fed, taken))
             interpreter.invoke()
-            return tuple(_as_floats(interpreter.get_tensor(d["index"]), d) for d in interpreter.get_output_details())
+            return tuple(as_floats(interpreter.get_tensor(d["index"]), d) for d in interpreter.get_output_details())
         except (RuntimeError, ValueError) as fault:
             raise DataError(f"runtime: '{self.path.name}' fails on {list(x.shape)}: {_one_line(fault)}") from None
 
@@ -153,7 +152,7 @@ def runner_of(content: bytes, threads: int = 1, path: Path = Path("model.tflite"
         path=path,
         input_name=details["name"],
         input_shape=(shape[0], shape[-1], *shape[1:-1]) if last else tuple(shape),
-        input_dtype=np.dtype(np.float32 if _scale(details) else details["dtype"]),
+        input_dtype=np.dtype(np.float32 if scale_of(details) else details["dtype"]),
         output_names=tuple(d["name"] for d in interpreter.get_output_details()),
         channels_last=last,
         _interpreter=[interpreter],
@@ -200,27 +199,6 @@ def interpreter_of(content: bytes, threads: int = 1, *, every_tensor: bool = Fal
         interpreter = Interpreter(**given)
         interpreter.allocate_tensors()
     return interpreter
-
-
-def _scale(details: Mapping[str, Any]) -> float:
-    """Of a tensor of integers with one scale; 0 of any other."""
-    return float(details["quantization"][0]) if np.issubdtype(details["dtype"], np.integer) else 0.0
-
-
-def _as_stored(x: np.ndarray, details: Mapping[str, Any]) -> np.ndarray:
-    scale, kind = _scale(details), details["dtype"]
-    if not scale:
-        return np.ascontiguousarray(x, dtype=kind)
-    limits = np.iinfo(kind)
-    steps = np.round(np.asarray(x, np.float32) / np.float32(scale)) + details["quantization"][1]
-    return np.clip(steps, limits.min, limits.max).astype(kind)
-
-
-def _as_floats(stored: np.ndarray, details: Mapping[str, Any]) -> np.ndarray:
-    scale = _scale(details)
-    if not scale:
-        return stored
-    return (stored.astype(np.float32) - np.float32(details["quantization"][1])) * np.float32(scale)
 
 
 def _one_line(fault: Exception) -> str:

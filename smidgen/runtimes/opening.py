@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from smidgen.errors import DataError, LoadError
+from smidgen.runtimes.micro import MICRO_END, open_micro
 from smidgen.runtimes.onnxruntime import open_onnx
 
 
@@ -43,6 +44,8 @@ class Runner(Protocol):
 
 
 def _open_tflite(path: Path, threads: int) -> Runner:
+    if path.name.endswith(MICRO_END):
+        return open_micro(path, threads)
     from smidgen.runtimes.litert import open_tflite  # LiteRT is optional
 
     return open_tflite(path, threads)

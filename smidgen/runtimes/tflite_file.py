@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
@@ -100,6 +101,41 @@ def packed(values: np.ndarray, kind: str) -> np.ndarray:
         halves[: values.size] = np.ascontiguousarray(values, np.int8).ravel().view(np.uint8) & 15
         return halves[1::2] << 4 | halves[0::2]
     return np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+
+
+def scale_of(details: Mapping[str, Any]) -> float:
+    """Of a tensor of integers with one scale, by an interpreter's details of it; 0 of any other."""
+    return float(details["quantization"][0]) if np.issubdtype(details["dtype"], np.integer) else 0.0
+
+
+def as_stored(x: np.ndarray, details: Mapping[str, Any]) -> np.ndarray:
+    """Numbers as a tensor holds them: ``q = round(x / scale) + zero`` where it is of integers with one scale.
+
+    >>> as_stored(np.array([1.0, -2.0, 99.0]), {"dtype": np.int8, "quantization": (0.5, 10)}).tolist()
+    [12, 6, 127]
+    """
+    scale, kind = scale_of(details), details["dtype"]
+    if not scale:
+        return np.ascontiguousarray(x, dtype=kind)
+    limits = np.iinfo(kind)
+    steps = np.round(np.asarray(x, np.float32) / np.float32(scale)) + details["quantization"][1]
+    return np.clip(steps, limits.min, limits.max).astype(kind)
+
+
+def as_floats(stored: np.ndarray, details: Mapping[str, Any]) -> np.ndarray:
+    """The numbers that a tensor's integers stand for, ``x = scale · (q − zero)``; others as they are."""
+    scale = scale_of(details)
+    if not scale:
+        return stored
+    return (stored.astype(np.float32) - np.float32(details["quantization"][1])) * np.float32(scale)
+
+
+def end_names(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of a model's inputs and of its outputs."""
+    graph = model.subgraphs[0]
+    names = [[graph.tensors[i].name or "" for i in _listed(ends)] for ends in (graph.inputs, graph.outputs)]
+    inputs, outputs = (tuple(n.decode() if isinstance(n, bytes) else n for n in ends) for ends in names)
+    return inputs, outputs
 
 
 def parse(content: bytes, name: str = "the file") -> Any:

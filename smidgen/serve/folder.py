@@ -10,6 +10,7 @@ from typing import Any
 
 from smidgen.data import Preprocess
 from smidgen.errors import DataError, LoadError
+from smidgen.runtimes.micro import MICRO_END
 
 RECORD = "result.json"
 LARGEST_RECORD = 64 << 20  # bytes; a record has one entry a layer
@@ -87,7 +88,7 @@ def read_run(folder: str | Path, against: str | Path | None = None) -> Run:
     for each in order:
         entry = _mapping(entries[each])
         file = str(entry.get("path", ""))
-        if Path(file).suffix.lower() not in RUNTIMES:
+        if Path(file).suffix.lower() not in RUNTIMES or file.endswith(MICRO_END):
             continue
         path = _inside(place, file)
         if path.is_file():

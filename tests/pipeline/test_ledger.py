@@ -14,7 +14,7 @@ from smidgen.budget import Budget
 from smidgen.errors import BudgetError
 from smidgen.measure.activations import peak_activation_bytes
 from smidgen.pipeline import compress
-from smidgen.pipeline.ledger import _grown, parse_ram
+from smidgen.pipeline.ledger import _grown, parse_limit
 
 
 def network() -> nn.Module:
@@ -78,7 +78,7 @@ def test_a_limit_that_is_no_size(wrong) -> None:
     with pytest.raises(BudgetError, match="max_ram"):
         compress(network(), example=torch.zeros(1, 64), max_ram=wrong)
     with pytest.raises(BudgetError, match="max_ram"):
-        parse_ram(wrong)
+        parse_limit("max_ram", wrong)
 
 
 def test_a_stage_that_made_the_file_grow_is_told() -> None:
