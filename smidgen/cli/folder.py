@@ -14,7 +14,7 @@ from smidgen.report.result import writable_folder
 
 WRITTEN = (
     "model.onnx", "model.smidgen", "model.w8.onnx", "model.w4.onnx", "model.int8.onnx", "model.shared.onnx",
-    "model.tflite", "model.int8.tflite",
+    "model.tflite", "model.int8.tflite", "model.pte", "model.int8.pte",
     "model.safetensors", "plan.json", "result.json",
 )  # fmt: skip
 

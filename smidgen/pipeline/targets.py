@@ -15,6 +15,7 @@ from smidgen.budget import parse_target
 from smidgen.data import Dataset
 from smidgen.errors import BudgetError, DataError
 from smidgen.export.archive import pack_archive, unpack_archive
+from smidgen.export.executorch import to_executorch, to_executorch_int8
 from smidgen.export.files import write_bytes
 from smidgen.export.onnx import integer_tensors, write
 from smidgen.export.onnx_strip import shortened
@@ -23,13 +24,14 @@ from smidgen.export.static import write_static
 from smidgen.export.tflite import to_tflite
 from smidgen.export.tflite_int8 import calibrated
 from smidgen.forms import STATIC, Quantized, leaves, width
+from smidgen.runtimes.executorch import require_executorch
 from smidgen.runtimes.tflite_file import require_litert
 from smidgen.site import Stored
 
 FILES = {
     "onnx": "model.onnx", "archive": "model.smidgen", "onnx-w8": "model.w8.onnx", "onnx-w4": "model.w4.onnx",
     "onnx-int8": "model.int8.onnx", "onnx-shared": "model.shared.onnx", "tflite": "model.tflite",
-    "tflite-int8": "model.int8.tflite",
+    "tflite-int8": "model.int8.tflite", "executorch": "model.pte", "executorch-int8": "model.int8.pte",
 }  # fmt: skip
 ALWAYS = ("onnx", "archive")  # written whatever the target: the table shows the archive's bytes beside the others'
 
@@ -49,6 +51,8 @@ def check_targets(names: str | Sequence[str]) -> tuple[str, ...]:
             raise BudgetError(f"target: '{name}' is not written by this version; use one of {', '.join(FILES)}")
         if name.startswith("tflite"):
             require_litert(f"target: {name}", "litert_torch")  # said before an hour's work, not after
+        if name.startswith("executorch"):
+            require_executorch(f"target: {name}")
     if not given:
         raise BudgetError(f"target: none is given; use one of {', '.join(FILES)}")
     return given
@@ -133,16 +137,30 @@ def _floats(source: Source, *, columns: bool) -> bytes:
 def _tflite_int8(source: Source, path: Path) -> None:
     assert source.inputs is not None  # `check_given` saw to it
     floats = _floats(source, columns=False)
+    write_bytes(calibrated(floats, source.inputs, _held(source, "tflite-int8"), source.threads), path)
+
+
+def _held(source: Source, target: str) -> list[np.ndarray]:
+    """The integers that a target's file takes as they are."""
     held = [leaf for one in source.stored.values() for leaf in leaves(one.form)]
-    integers = [leaf.integers for leaf in held if isinstance(leaf, Quantized) and width(leaf, "tflite-int8")]
-    write_bytes(calibrated(floats, source.inputs, integers, source.threads), path)
+    return [leaf.integers for leaf in held if isinstance(leaf, Quantized) and width(leaf, target)]
+
+
+def _executorch(source: Source, path: Path) -> None:
+    write_bytes(to_executorch(source.model, torch.from_numpy(source.example)), path)
+
+
+def _executorch_int8(source: Source, path: Path) -> None:
+    assert source.inputs is not None  # `check_given` saw to it
+    integers = _held(source, "executorch-int8")
+    write_bytes(to_executorch_int8(source.model, torch.from_numpy(source.example), source.inputs, integers), path)
 
 
 # What writes a target's file, from its source to a path.
 _WRITERS: dict[str, Callable[[Source, Path], None]] = {
     "archive": _archive, "onnx-w8": partial(_integers, "onnx-w8"), "onnx-w4": partial(_integers, "onnx-w4"),
     "onnx-int8": partial(_integers, "onnx-int8"), "onnx-shared": partial(_integers, "onnx-shared"),
-    "tflite": _tflite, "tflite-int8": _tflite_int8,
+    "tflite": _tflite, "tflite-int8": _tflite_int8, "executorch": _executorch, "executorch-int8": _executorch_int8,
 }  # fmt: skip
 
 

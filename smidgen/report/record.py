@@ -29,7 +29,9 @@ from smidgen.runtimes.opening import Runner, open_file, run_dataset
 
 SCHEMA_VERSION = 1
 SCORED = ("accuracy", "roc_auc", "agreement", "kl", "top5", "output_error", "metric")
-PACKAGES = ("smidgen", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "litert-torch", "ai-edge-litert")
+PACKAGES = (
+    "smidgen", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "litert-torch", "ai-edge-litert", "executorch",
+)  # fmt: skip
 
 
 def measure_files(
@@ -65,6 +67,8 @@ def measure_files(
             count, macs_ = file_cost(opened[name])
             entries[name] = {"path": path.name, "nbytes": file_nbytes(path), "params": count, "macs": macs_}
             entries[name].update(scored[name])
+            if count is None:
+                entries[name]["why"].update(dict.fromkeys(("params", "macs"), "not counted in a compiled program"))
             entries[name]["latency_ms"] = timed[name].median_ms
             entries[name]["latency_quartiles_ms"] = [timed[name].low_ms, timed[name].high_ms]
             entries[name]["speedup"] = timed[name].speedup
