@@ -125,7 +125,7 @@ REAL = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
-def test_real_networks_keep_their_accuracy(name, data_dir: Path, tmp_path: Path, capsys):
+def test_real_networks_keep_their_accuracy(name, data_dir: Path):
     model, data, preprocess, most = REAL[name]
     source, rng = data_dir / data, np.random.default_rng(0)
     train, test = (open_data(source, split=split, preprocess=preprocess) for split in ("train", "test"))
@@ -141,10 +141,10 @@ def test_real_networks_keep_their_accuracy(name, data_dir: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_the_command_line_tells_what_is_beyond_the_limits(inputs, tmp_path: Path, capsys):
-    torch.onnx.export(network(), (torch.zeros(1, 3, 8, 8),), str(tmp_path / "net.onnx"), dynamo=False)
+def test_the_command_line_tells_what_is_beyond_the_limits(small, inputs, tmp_path: Path, capsys):
+    net = str(small.save(tmp_path / "first") / "original.onnx")
     np.savez(tmp_path / "x.npz", x=inputs)
-    asked = [str(tmp_path / "net.onnx"), "--data", str(tmp_path / "x.npz"), "--target", "mcu", "--threads", "1"]
+    asked = [net, "--data", str(tmp_path / "x.npz"), "--target", "mcu", "--threads", "1"]
     out = tmp_path / "out"
     assert main(["compress", *asked, "--max-flash", "15kB", "--max-ram", "1KiB", "-o", str(out), "-q", "--json"]) == 3
     told, complaint = capsys.readouterr()
@@ -152,4 +152,4 @@ def test_the_command_line_tells_what_is_beyond_the_limits(inputs, tmp_path: Path
     assert "the arena takes" in complaint
     assert (out / "model_mcu.cc").is_file()
     file = str(out / "model.mcu.tflite")
-    assert main(["eval", file, "--against", str(tmp_path / "net.onnx"), "--data", str(tmp_path / "x.npz"), "-q"]) == 0
+    assert main(["eval", file, "--against", net, "--data", str(tmp_path / "x.npz"), "-q"]) == 0
