@@ -40,8 +40,7 @@ _TRY = """
 import sys
 import torch
 from executorch.runtime import Runtime
-program = Runtime.get().load_program(sys.stdin.buffer.read())  # a method does not keep its program alive
-method = program.load_method("forward")
+method = Runtime.get().load_program(sys.stdin.buffer.read()).load_method("forward")
 taken = method.metadata.input_tensor_meta(0)
 method.execute([torch.zeros(taken.sizes())])
 """
@@ -90,7 +89,6 @@ class _Loaded:
     content: bytes
     threads: int
     generation: int = -1
-    program: Any = None  # kept, since the method reads its weights and does not keep it
     method: Any = None
 
     def ready(self) -> Any:
@@ -100,8 +98,7 @@ class _Loaded:
             from executorch.runtime import Runtime
 
             with quiet():
-                program = Runtime.get().load_program(self.content)
-                self.method, self.program = program.load_method(METHOD), program
+                self.method = Runtime.get().load_program(self.content).load_method(METHOD)
             self.generation = generation
         return self.method
 
@@ -162,7 +159,7 @@ class ExecuTorchRunner:
 
     def _answer(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         (loaded,) = self._loaded
-        fed = torch.from_numpy(np.require(x, self.input_dtype, ["C", "W"]))  # torch warns of what is read only
+        fed = torch.from_numpy(np.ascontiguousarray(x, dtype=self.input_dtype))
         try:
             return tuple(output.numpy() for output in loaded.ready().execute([fed]))
         except (RuntimeError, ValueError) as fault:

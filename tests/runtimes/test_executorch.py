@@ -82,7 +82,6 @@ def test_two_files_of_other_numbers_of_threads_run_in_turns(file: Path, x: np.nd
 
 def test_an_answer_is_not_overwritten_by_the_next(file: Path, x: np.ndarray) -> None:
     with open_pte(file) as runner:
-        x.setflags(write=False)
         first = runner.run(x[:1])[0]
         kept = first.copy()
         runner.run(x[1:2])
