@@ -14,8 +14,7 @@ from smidgen.report.result import writable_folder
 
 WRITTEN = (
     "model.onnx", "model.smidgen", "model.w8.onnx", "model.w4.onnx", "model.int8.onnx", "model.shared.onnx",
-    "model.tflite", "model.int8.tflite", "model.mcu.tflite", "model_mcu.cc", "model_mcu.h", "model.pte",
-    "model.int8.pte",
+    "model.tflite", "model.int8.tflite", "model.mcu.tflite", "model_mcu.cc", "model_mcu.h",
     "model.safetensors", "plan.json", "result.json",
 )  # fmt: skip
 

@@ -15,7 +15,6 @@ from smidgen.budget import parse_target
 from smidgen.data import Dataset
 from smidgen.errors import BudgetError, DataError
 from smidgen.export.archive import pack_archive, unpack_archive
-from smidgen.export.executorch import to_executorch, to_executorch_int8
 from smidgen.export.files import write_bytes
 from smidgen.export.micro import check_operators, for_micro
 from smidgen.export.onnx import integer_tensors, write
@@ -26,7 +25,6 @@ from smidgen.export.tflite import to_tflite
 from smidgen.export.tflite_int8 import calibrated
 from smidgen.forms import FLOATS, SHARED, STATIC, Quantized, leaves, width
 from smidgen.planning.widths import in_integers
-from smidgen.runtimes.executorch import require_executorch
 from smidgen.runtimes.micro import require_micro
 from smidgen.runtimes.tflite_file import require_litert
 from smidgen.site import Stored
@@ -34,8 +32,7 @@ from smidgen.site import Stored
 FILES = {
     "onnx": "model.onnx", "archive": "model.smidgen", "onnx-w8": "model.w8.onnx", "onnx-w4": "model.w4.onnx",
     "onnx-int8": "model.int8.onnx", "onnx-shared": "model.shared.onnx", "tflite": "model.tflite",
-    "tflite-int8": "model.int8.tflite", "mcu": "model.mcu.tflite", "executorch": "model.pte",
-    "executorch-int8": "model.int8.pte",
+    "tflite-int8": "model.int8.tflite", "mcu": "model.mcu.tflite",
 }  # fmt: skip
 ALWAYS = ("onnx", "archive")  # written whatever the target: the table shows the archive's bytes beside the others'
 
@@ -57,8 +54,6 @@ def check_targets(names: str | Sequence[str]) -> tuple[str, ...]:
             require_micro(f"target: {name}")
         if name.startswith("tflite") or name == "mcu":
             require_litert(f"target: {name}", "litert_torch")  # said before an hour's work, not after
-        if name.startswith("executorch"):
-            require_executorch(f"target: {name}")
     if not given:
         raise BudgetError(f"target: none is given; use one of {', '.join(FILES)}")
     return given
@@ -158,23 +153,9 @@ def _mcu(source: Source, path: Path) -> None:
 
 def _tflite_integers(target: str, source: Source, floats: bytes) -> bytes:
     assert source.inputs is not None  # `check_given` saw to it
-    return calibrated(floats, source.inputs, _held(source, target), source.threads, micro=target == "mcu")
-
-
-def _held(source: Source, target: str) -> list[np.ndarray]:
-    """The integers that a target's file takes as they are."""
     held = [leaf for one in source.stored.values() for leaf in leaves(one.form)]
-    return [leaf.integers for leaf in held if isinstance(leaf, Quantized) and width(leaf, target)]
-
-
-def _executorch(source: Source, path: Path) -> None:
-    write_bytes(to_executorch(source.model, torch.from_numpy(source.example)), path)
-
-
-def _executorch_int8(source: Source, path: Path) -> None:
-    assert source.inputs is not None  # `check_given` saw to it
-    integers = _held(source, "executorch-int8")
-    write_bytes(to_executorch_int8(source.model, torch.from_numpy(source.example), source.inputs, integers), path)
+    integers = [leaf.integers for leaf in held if isinstance(leaf, Quantized) and width(leaf, target)]
+    return calibrated(floats, source.inputs, integers, source.threads, micro=target == "mcu")
 
 
 # What writes a target's file, from its source to a path.
@@ -182,7 +163,6 @@ _WRITERS: dict[str, Callable[[Source, Path], None]] = {
     "archive": _archive, "onnx-w8": partial(_integers, "onnx-w8"), "onnx-w4": partial(_integers, "onnx-w4"),
     "onnx-int8": partial(_integers, "onnx-int8"), "onnx-shared": partial(_integers, "onnx-shared"),
     "tflite": _tflite, "tflite-int8": _tflite_int8, "mcu": _mcu,
-    "executorch": _executorch, "executorch-int8": _executorch_int8,
 }  # fmt: skip
 
 
