@@ -146,7 +146,7 @@ def open_micro(path: str | Path, threads: int = 1) -> MicroRunner:
     arena = _room(model, path)
     needed = _tried(content, arena, path)
     with silent():
-        from tflite_micro import runtime
+        from tflite_micro import runtime  # pyright: ignore[reportMissingImports]
 
         interpreter = runtime.Interpreter.from_bytes(content, arena_size=arena)
     taken = _details(interpreter.get_input_details(0))
