@@ -13,7 +13,8 @@ A range that holds every value seen wastes steps where few values are large. Whi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -168,13 +169,15 @@ def watch(
         DataError: without inputs, or where a value is nan or infinite.
     """
     found = {name: Watch(KEPT_OF_ONE, seed) for name in names}
-    for answers in values_of(model, names, batches, threads=threads):
-        for name, values in answers.items():
-            found[name].add(values)
-            if not np.isfinite([found[name].low, found[name].high]).all():
-                raise DataError(
-                    f"ranges: value '{name}' is nan or infinite on a calibration input; check the preprocessing"
-                )
+    # Closed at once where one is refused: its folder is not left to the garbage collector.
+    with closing(values_of(model, names, batches, threads=threads)) as portions:
+        for answers in portions:
+            for name, values in answers.items():
+                found[name].add(values)
+                if not np.isfinite([found[name].low, found[name].high]).all():
+                    raise DataError(
+                        f"ranges: value '{name}' is nan or infinite on a calibration input; check the preprocessing"
+                    )
     if not all(each.kept for each in found.values()):
         raise DataError("ranges: there are no calibration inputs; give at least one")
     return {name: each.seen() for name, each in found.items()}
@@ -187,7 +190,7 @@ def values_of(
     *,
     threads: int = 1,
     at_once: bool = False,
-) -> Iterable[Mapping[str, np.ndarray]]:
+) -> Generator[Mapping[str, np.ndarray], None, None]:
     """Values inside a network by name, a portion of the inputs at a time so that memory stays bounded.
 
     Args:

@@ -90,7 +90,7 @@ class _Static:
         self.reference = [] if held is None else self._answers(model)
 
     def best(self) -> onnx.ModelProto:
-        ways = {how: {name: self._range(name, how) for name in self.seen} for how in HOWS}
+        ways = {how: self._ranges(how) for how in HOWS}
         if self.held is None:
             return self._made(ways["minmax"], self.parts)
         made = {how: self._made(ranges, self.parts) for how, ranges in ways.items()}
@@ -101,6 +101,16 @@ class _Static:
     def _range(self, name: str, how: How) -> Range:
         """Nothing of an input or an output is clipped: the largest score is the answer."""
         return self.seen[name].range("minmax" if name in self.ends else how)
+
+    def _ranges(self, how: How) -> dict[str, Range]:
+        """Of all values; what is joined has the range of its widest part, whose integers are copied as they are."""
+        found = {name: self._range(name, how) for name in self.seen}
+        for node in self.model.graph.node:
+            result = node.output[0] if node.output else ""
+            if node.op_type == "Concat" and result in self.parts.computed and result in found:
+                parts = [found[self.parts.roots[name]] for name in node.input]
+                found[result] = Range(min(part.low for part in parts), max(part.high for part in parts))
+        return found
 
     def _with_floats(self, best: onnx.ModelProto, least: float, ranges: Mapping[str, Range]) -> onnx.ModelProto:
         """Values that cost most go back to floats, one at a time, while the loss is high and that helps."""

@@ -55,7 +55,10 @@ def test_ctrl_c_in_the_middle(tmp_path: Path, network: Path, data: Path) -> None
 
 def _interrupted(network: Path, data: Path, out: Path) -> int:
     command = [sys.executable, "-m", "smidgen", "compress", str(network), "--data", str(data), "-o", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # Tests that run in the background of a shell have interrupts turned off, and so would what they start.
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     while not out.exists():  # made once the arguments are read, before the work
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
