@@ -111,5 +111,5 @@ def test_one_calibration_sample_and_constant_inputs_are_enough(network):
 
 
 def test_a_target_that_is_not_written_is_refused(network, inputs):
-    with pytest.raises(BudgetError, match="tflite"):
-        compress(network, [inputs], target="tflite")
+    with pytest.raises(BudgetError, match="executorch"):
+        compress(network, [inputs], target="executorch")
