@@ -153,7 +153,12 @@ def _import(place: str) -> Any:
         assert spec.loader is not None  # … and a loader
         module = importlib.util.module_from_spec(spec)
         sys.modules.setdefault(path.stem, module)
-        spec.loader.exec_module(module)
+        # The user's folder is not ours to leave a cache in.
+        kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.dont_write_bytecode = kept
         return module
     except LoadError:
         raise

@@ -66,7 +66,7 @@ BROKEN = {
     "no target": edited(target=...),
     "an unknown target": edited(target="onnx-w2"),
     "target no text": edited(target=["onnx"]),
-    "bits of no width": edited(choices__0__bits=5),
+    "bits of no width": edited(choices__0__bits=9),
     "bits true": edited(choices__0__bits=True),
     "bits fractional": edited(choices__0__bits=8.0),
     "bits beside a step": edited(choices__0__bits=8, choices__0__step=0.5),

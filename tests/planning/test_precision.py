@@ -213,7 +213,7 @@ def test_values_between_factors_are_brought_to_equal_energy():
     form = LowRank(v=Dense((s[:4, None] * v[:4]).astype("f4")), u=Dense(u[:, :4].astype("f4")))
     found = {}
     for static in (False, True):
-        rounded = Precision(one, metric, GPTQ, static).form(form, None, 8)
+        rounded = Precision(one, metric, GPTQ, static, narrow=static).form(form, None, 8)
         assert isinstance(rounded, LowRank)
         found[static] = rounded
     assert np.array_equal(found[True].v.integers, found[False].v.integers)
