@@ -17,6 +17,15 @@ Messages name the thing, the value and the mend, in one line: ``data: 'faces/' h
 from __future__ import annotations
 
 
+def one_line(fault: object, most: int = 200) -> str:
+    """What a fault of another library says, without line breaks and of bounded length, to stand in a message of ours.
+
+    >>> one_line(ValueError(" bad   shape ")), one_line("abcdef", 3)
+    ('bad shape', 'abc')
+    """
+    return " ".join(str(fault).split())[:most]
+
+
 class SmidgenError(Exception):
     """Base of all errors raised on purpose."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smidgen.data.preprocess import Preprocess
-from smidgen.errors import DataError
+from smidgen.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -205,7 +205,7 @@ class EncodedItems(Items):
             )
 
     def _unreadable(self, index: int, error: Exception) -> DataError:
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        reason = one_line(error, 80) or type(error).__name__
         return DataError(f"data: {self._names[index]!r} cannot be read as an image ({reason}); replace or remove it")
 
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from smidgen.errors import DataError
+from smidgen.errors import DataError, one_line
 
 MAX_NBYTES = 8 * 2**30  # a set that does not fit a laptop's memory is better given as a folder of images
 _MAX_EXPANSION = 1100  # Deflate cannot expand beyond 1032 : 1, so a larger claim is false
@@ -187,5 +187,5 @@ def _fill(stream: io.BufferedIOBase, target: NDArray[np.uint8], where: str) -> N
 
 
 def _damaged(where: str, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    reason = one_line(error, 120) or type(error).__name__
     return DataError(f"data: {where!r} cannot be read ({reason}); save or fetch it again")

@@ -21,8 +21,8 @@ from typing import Any
 import onnx
 import onnx.inliner
 
-from smidgen.errors import LoadError
 from smidgen.measure.cost import tensor_types
+from smidgen.measure.files import read_onnx
 
 # One operand of the result's size and type, each element of which is read once.
 _IN_PLACE = frozenset({
@@ -80,12 +80,7 @@ def peak_activations(path: str | Path) -> Peak | None:
     Raises:
         LoadError: when it cannot be read.
     """
-    try:
-        model = onnx.load(str(path))
-    except Exception as fault:  # protobuf and the file system each raise their own
-        raise LoadError(f"measure: '{path}' is not an ONNX file: {' '.join(str(fault).split())[:200]}") from None
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    model = read_onnx(path)
     graph, types = model.graph, tensor_types(model)
     if any(given.type == onnx.AttributeProto.GRAPH for node in graph.node for given in node.attribute):
         return None

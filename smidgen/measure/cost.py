@@ -22,7 +22,7 @@ import onnx.shape_inference
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from smidgen.errors import LoadError
+from smidgen.measure.files import read_onnx
 
 _FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
@@ -86,12 +86,7 @@ def onnx_cost(path: str | Path) -> tuple[int, int | None]:
     ...     onnx_cost(folder + "/one.onnx")
     (216, 21600)
     """
-    try:
-        model = onnx.load(str(path))
-    except Exception as fault:  # protobuf and the file system each raise their own
-        raise LoadError(f"measure: '{path}' is not an ONNX file: {' '.join(str(fault).split())[:200]}") from None
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    model = read_onnx(path)
     shapes, constant = _shapes(model), _constant(model.graph)
     return _params(model.graph, shapes, constant), _macs(model, shapes, constant)
 

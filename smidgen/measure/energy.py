@@ -16,8 +16,8 @@ from typing import Any
 import onnx
 import onnx.inliner
 
-from smidgen.errors import LoadError
 from smidgen.measure.cost import COUNTED, node_macs, tensor_types
+from smidgen.measure.files import read_onnx
 
 SOURCE = "estimate: 45 nm figures of doi:10.1109/ISSCC.2014.6757323, weights read from DRAM once, activations on chip"
 # Picojoules, from the paper's table: a multiplication and an addition.
@@ -64,12 +64,7 @@ def onnx_energy(path: str | Path) -> Energy | None:
     Raises:
         LoadError: when it cannot be read.
     """
-    try:
-        model = onnx.load(str(path))
-    except Exception as fault:  # protobuf and the file system each raise their own
-        raise LoadError(f"measure: '{path}' is not an ONNX file: {' '.join(str(fault).split())[:200]}") from None
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    model = read_onnx(path)
     graph = model.graph
     if any(given.type == onnx.AttributeProto.GRAPH for node in graph.node for given in node.attribute):
         return None

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
-from smidgen.errors import LoadError
+import onnx
+import onnx.inliner
+
+from smidgen.errors import LoadError, one_line
+from smidgen.runtimes.tflite_file import parse
 
 
 def nbytes(path: str | Path) -> int:
@@ -33,6 +38,24 @@ def sha256(path: str | Path) -> str:
     """
     with _file(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_onnx(path: str | Path) -> onnx.ModelProto:
+    """The ONNX file at ``path``, functions of its own written out. LoadError when it cannot be read."""
+    try:
+        model = onnx.load(str(path))
+    except Exception as fault:  # protobuf and the file system each raise their own
+        raise LoadError(f"measure: '{path}' is not an ONNX file: {one_line(fault)}") from None
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def read_tflite(path: str | Path) -> Any:
+    """The TFLite file at ``path`` as objects of its schema. LoadError when it cannot be read."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as fault:
+        raise LoadError(f"measure: cannot read '{path}': {fault.strerror}") from None
+    return parse(content, f"'{path}'")
 
 
 def _file(path: str | Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from smidgen.errors import LoadError
+from smidgen.measure.files import read_onnx
 
 FLOAT_BYTES = 4
 _LEVEL = 6  # of deflate, as zip has it
@@ -71,10 +71,7 @@ def layer_weights(path: Path, layers: Iterable[str]) -> dict[str, Weight]:
     Raises:
         LoadError: when it cannot be read.
     """
-    try:
-        graph = onnx.load(str(path)).graph
-    except Exception as fault:  # protobuf and the file system each raise their own
-        raise LoadError(f"measure: '{path}' is not an ONNX file: {' '.join(str(fault).split())[:200]}") from None
+    graph = read_onnx(path).graph
     tensors = {each.name: each for each in graph.initializer}
     owners = _owners(graph, tensors, set(layers))
     held: dict[str, list[onnx.TensorProto]] = {}

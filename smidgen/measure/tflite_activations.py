@@ -13,9 +13,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from smidgen.errors import LoadError
 from smidgen.measure.activations import Peak
-from smidgen.runtimes.tflite_file import ITEM_NBYTES, names_of, operator_name, parse, stored_bytes
+from smidgen.measure.files import read_tflite
+from smidgen.runtimes.tflite_file import ITEM_NBYTES, names_of, operator_name, stored_bytes
 
 
 def tflite_peak(path: str | Path) -> Peak | None:
@@ -27,11 +27,7 @@ def tflite_peak(path: str | Path) -> Peak | None:
     Raises:
         LoadError: when it cannot be read.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as fault:
-        raise LoadError(f"measure: cannot read '{path}': {fault.strerror}") from None
-    model = parse(content, f"'{path}'")
+    model = read_tflite(path)
     if len(model.subgraphs) != 1:
         return None  # what a loop or a branch holds depends on the data
     graph = model.subgraphs[0]

@@ -14,8 +14,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from smidgen.errors import LoadError
-from smidgen.runtimes.tflite_file import names_of, operator_name, parse, stored_bytes
+from smidgen.measure.files import read_tflite
+from smidgen.runtimes.tflite_file import names_of, operator_name, stored_bytes
 
 # Where an operator keeps its data and its weight among its inputs, by name.
 _CONVS = {"CONV_2D": (0, 1), "CONV_3D": (0, 1), "DEPTHWISE_CONV_2D": (0, 1), "TRANSPOSE_CONV": (2, 1)}
@@ -32,11 +32,7 @@ def tflite_cost(path: str | Path) -> tuple[int, int | None]:
     Raises:
         LoadError: the file cannot be read.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as fault:
-        raise LoadError(f"measure: cannot read '{path}': {fault.strerror}") from None
-    model = parse(content, f"'{path}'")
+    model = read_tflite(path)
     graph = model.subgraphs[0]
     stored: set[int] = set()
     macs = 0

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import onnxruntime
 
+from smidgen.errors import one_line
 from smidgen.forms import Stage
 
 VERSION = 1  # of what is timed and how; another number starts an empty table
@@ -141,6 +142,6 @@ def _read(path: Path, quiet: bool = False) -> dict[str, float]:
         return {}
     except (OSError, ValueError, RecursionError) as fault:
         if not quiet:
-            reason = " ".join(str(fault).split())[:100]
+            reason = one_line(fault, 100)
             warnings.warn(f"times: '{path}' cannot be read ({reason}); layers are timed anew", stacklevel=3)
         return {}

@@ -24,7 +24,7 @@ from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
-from smidgen.errors import PlanError
+from smidgen.errors import PlanError, one_line
 from smidgen.forms import Codebook, Form, Quantized
 from smidgen.forms.geometry import Kind
 from smidgen.site import Curvature, Site
@@ -172,7 +172,7 @@ def _set(member: Any, settings: Mapping[str, Any]) -> Any:
     try:
         return member.with_settings(**settings)
     except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise PlanError(f"{member.name}: {reason}; its settings are {member.settings}") from error
 
 

@@ -9,7 +9,7 @@ from math import inf, isfinite
 from typing import Any
 
 from smidgen.budget import TARGETS
-from smidgen.errors import PlanError
+from smidgen.errors import PlanError, one_line
 from smidgen.forms import WIDTHS
 from smidgen.site import Site
 
@@ -162,7 +162,7 @@ def plan_from_json(text: str) -> Plan:
     except PlanError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise PlanError(f"plan: not a plan file that smidgen wrote: {type(error).__name__}: {reason}") from error
 
 

@@ -10,20 +10,18 @@ its channels last, as phones do, and says so; ``run`` takes them first, as the n
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smidgen.errors import DataError, LoadError
+from smidgen.errors import DataError, LoadError, one_line
+from smidgen.runtimes.batches import check_batch
+from smidgen.runtimes.elsewhere import run_elsewhere
 from smidgen.runtimes.silence import silent
 from smidgen.runtimes.tflite_file import CHANNELS_LAST, SOUND, as_floats, as_stored, parse, require_litert, scale_of
 
-TRY_SECONDS = 120
 _TRY = """
 import sys
 import numpy as np
@@ -60,14 +58,8 @@ class LiteRtRunner:
         """
         if not self._interpreter:
             raise LoadError(f"runtime: '{self.path}' was closed; open it again")
-        wanted = self.input_shape
-        if x.shape[1:] != wanted[1:] or not len(x):
-            axes = ["n", *map(str, wanted[1:])]
-            raise DataError(
-                f"runtime: '{self.path.name}' takes [{', '.join(axes)}] with n ≥ 1, got {list(x.shape)}; "
-                "check the preprocessing"
-            )
-        batch = wanted[0] or 1
+        check_batch(self.path, self.input_shape, x)
+        batch = self.input_shape[0] or 1
         if batch == len(x):
             return self._answer(x)
         portions = [self._portion(x[start : start + batch], batch) for start in range(0, len(x), batch)]
@@ -103,7 +95,7 @@ class LiteRtRunner:
             interpreter.invoke()
             return tuple(as_floats(interpreter.get_tensor(d["index"]), d) for d in interpreter.get_output_details())
         except (RuntimeError, ValueError) as fault:
-            raise DataError(f"runtime: '{self.path.name}' fails on {list(x.shape)}: {_one_line(fault)}") from None
+            raise DataError(f"runtime: '{self.path.name}' fails on {list(x.shape)}: {one_line(fault)}") from None
 
 
 def open_tflite(path: str | Path, threads: int = 1) -> LiteRtRunner:
@@ -142,7 +134,7 @@ def runner_of(content: bytes, threads: int = 1, path: Path = Path("model.tflite"
     try:
         interpreter = interpreter_of(content, threads)
     except Exception as fault:  # the binding raises its own types
-        raise LoadError(f"runtime: LiteRT cannot open '{path}': {_one_line(fault)}") from None
+        raise LoadError(f"runtime: LiteRT cannot open '{path}': {one_line(fault)}") from None
     (details,) = interpreter.get_input_details()
     shape = [int(size) for size in details["shape"]]
     if not shape:
@@ -168,14 +160,7 @@ def _survives(content: bytes, path: Path) -> None:
     digest = hashlib.sha256(content).digest()
     if digest in SOUND:
         return
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _TRY], input=content, capture_output=True, timeout=TRY_SECONDS, env=environment,
-            check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise LoadError(f"runtime: LiteRT takes more than {TRY_SECONDS} s for one input of '{path}'") from None
+    done = run_elsewhere(_TRY, content, "LiteRT", path)
     if done.returncode < 0:
         raise LoadError(f"runtime: LiteRT crashes on '{path}' (signal {-done.returncode}); the file is damaged")
     SOUND.add(digest)  # what is wrong otherwise is told by LiteRT, here as there
@@ -199,7 +184,3 @@ def interpreter_of(content: bytes, threads: int = 1, *, every_tensor: bool = Fal
         interpreter = Interpreter(**given)
         interpreter.allocate_tensors()
     return interpreter
-
-
-def _one_line(fault: Exception) -> str:
-    return " ".join(str(fault).split())[:200]

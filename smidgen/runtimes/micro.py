@@ -12,10 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from smidgen.errors import DataError, LoadError
+from smidgen.errors import DataError, LoadError, one_line
+from smidgen.runtimes.batches import check_batch
+from smidgen.runtimes.elsewhere import run_elsewhere
 from smidgen.runtimes.silence import silent
 from smidgen.runtimes.tflite_file import (
     CHANNELS_LAST,
@@ -38,7 +37,6 @@ from smidgen.runtimes.tflite_file import (
 
 MICRO_END = ".mcu.tflite"  # of the names of files for microcontrollers
 INSTALL = "pip install smidgen[mcu]"
-TRY_SECONDS = 120
 MOST_ARENA = 1 << 30  # bytes; a microcontroller has a thousandth
 _LOOSE = 8  # times all activations: a kernel's 32-bit sums of eight-bit results, and room to plan in
 _ROOM = 1 << 20  # bytes beside them, for what the interpreter keeps of each tensor and operator
@@ -96,12 +94,7 @@ class MicroRunner:
         """
         if not self._interpreter:
             raise LoadError(f"runtime: '{self.path}' was closed; open it again")
-        if x.shape[1:] != self.input_shape[1:] or not len(x):
-            axes = ["n", *map(str, self.input_shape[1:])]
-            raise DataError(
-                f"runtime: '{self.path.name}' takes [{', '.join(axes)}] with n ≥ 1, got {list(x.shape)}; "
-                "check the preprocessing"
-            )
+        check_batch(self.path, self.input_shape, x)
         answers = [self._answer(each) for each in (np.moveaxis(x, 1, -1) if self.channels_last else x)]
         return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
 
@@ -122,7 +115,7 @@ class MicroRunner:
             interpreter.invoke()
             return tuple(as_floats(interpreter.get_output(n), each) for n, each in enumerate(self._given))
         except (RuntimeError, ValueError) as fault:
-            raise DataError(f"runtime: '{self.path.name}' fails on {list(x.shape)}: {_one_line(str(fault))}") from None
+            raise DataError(f"runtime: '{self.path.name}' fails on {list(x.shape)}: {one_line(fault)}") from None
 
 
 def open_micro(path: str | Path, threads: int = 1) -> MicroRunner:
@@ -205,16 +198,7 @@ def _tried(content: bytes, arena: int, path: Path) -> int:
     digest = hashlib.sha256(content).digest()
     if digest in _ARENAS:
         return _ARENAS[digest]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _TRY, str(arena)], input=content, capture_output=True, timeout=TRY_SECONDS,
-            env=environment, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise LoadError(
-            f"runtime: TensorFlow Lite Micro takes more than {TRY_SECONDS} s for one input of '{path}'"
-        ) from None
+    done = run_elsewhere(_TRY, content, "TensorFlow Lite Micro", path, str(arena))
     told = done.stderr.decode(errors="replace")
     found = _TOTAL.search(told)
     if done.returncode < 0:
@@ -228,7 +212,7 @@ def _tried(content: bytes, arena: int, path: Path) -> int:
 def _reason(told: str) -> str:
     """What the interpreter said, which comes before Python's own lines, else the last of these."""
     before, _, traceback = told.partition("Traceback")
-    return _one_line(before) or _one_line(traceback.strip().splitlines()[-1] if traceback.strip() else "no reason told")
+    return one_line(before) or one_line(traceback.strip().splitlines()[-1] if traceback.strip() else "no reason told")
 
 
 def _details(details: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,7 +221,3 @@ def _details(details: Mapping[str, Any]) -> dict[str, Any]:
     one = len(told["scales"]) == 1 and np.issubdtype(details["dtype"], np.integer)
     quantization = (float(told["scales"][0]), int(told["zero_points"][0])) if one else (0.0, 0)
     return {"dtype": np.dtype(details["dtype"]).type, "quantization": quantization}
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]

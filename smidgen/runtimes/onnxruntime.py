@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from smidgen.errors import DataError, LoadError
+from smidgen.errors import DataError, LoadError, one_line
+from smidgen.runtimes.batches import check_batch
 
 # ONNX Runtime's names of the element types numpy has too.
 _DTYPES = {
@@ -59,7 +60,7 @@ class OnnxRunner:
         """
         if not self._session:
             raise LoadError(f"runtime: '{self.path}' was closed; open it again")
-        self._check(x)
+        check_batch(self.path, self.input_shape, x)
         batch = self.input_shape[0]
         if batch is None or batch == len(x):
             return self._answer(x)
@@ -75,18 +76,6 @@ class OnnxRunner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _check(self, x: np.ndarray) -> None:
-        wanted = self.input_shape
-        fits = x.ndim == len(wanted) and all(
-            size is None or size == given for size, given in zip(wanted[1:], x.shape[1:], strict=True)
-        )
-        if not fits or not len(x):
-            axes = ["n", *("any" if size is None else str(size) for size in wanted[1:])]
-            raise DataError(
-                f"runtime: '{self.path.name}' takes [{', '.join(axes)}] with n ≥ 1, got {list(x.shape)}; "
-                "check the preprocessing"
-            )
 
     def _portion(self, x: np.ndarray, batch: int) -> tuple[np.ndarray, ...]:
         """Run at most ``batch`` samples as exactly ``batch``, by repeating the last one."""
@@ -106,7 +95,7 @@ class OnnxRunner:
         try:
             return tuple(self._session[0].run(list(self.output_names), {self.input_name: fed}))
         except Exception as fault:  # the binding raises its own types, none of them public
-            raise DataError(f"runtime: '{self.path.name}' fails on {list(x.shape)}: {_one_line(fault)}") from None
+            raise DataError(f"runtime: '{self.path.name}' fails on {list(x.shape)}: {one_line(fault)}") from None
 
 
 def open_onnx(path: str | Path, threads: int = 1) -> OnnxRunner:
@@ -135,7 +124,7 @@ def open_onnx(path: str | Path, threads: int = 1) -> OnnxRunner:
             options.add_session_config_entry(_UNPACK_ONCE, "1")
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as fault:  # the binding raises its own types, none of them public
-        raise LoadError(f"runtime: ONNX Runtime cannot open '{path}': {_one_line(fault)}") from None
+        raise LoadError(f"runtime: ONNX Runtime cannot open '{path}': {one_line(fault)}") from None
     inputs = session.get_inputs()
     if len(inputs) != 1:
         names = ", ".join(each.name for each in inputs) or "none"
@@ -169,8 +158,3 @@ def _weight_only(path: Path) -> bool:
     """Whether operators' names in the file tell that it unpacks integers and never makes any."""
     content = path.read_bytes()
     return b"DequantizeLinear" in content and b"QuantizeLinear" not in content
-
-
-def _one_line(fault: Exception) -> str:
-    """The fault's first 200 characters without line breaks: enough to say what, short enough to read."""
-    return " ".join(str(fault).split())[:200]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from smidgen.errors import LoadError
+from smidgen.errors import LoadError, one_line
 
 INSTALL = "pip install smidgen[tflite]"
 IDENTIFIER = b"TFL3"
@@ -164,7 +164,7 @@ def parse(content: bytes, name: str = "the file") -> Any:
         model = schema().ModelT.InitFromObj(root)
         _check(model)
     except Exception as fault:  # struct, numpy and the enumerations each raise their own
-        told = " ".join(str(fault).split())[:120]
+        told = one_line(fault, 120)
         raise LoadError(f"runtime: {name} is damaged: {type(fault).__name__}: {told}") from None
     return model
 
