@@ -22,9 +22,9 @@ import sets
 from claims import RESULTS, save
 
 import smidgen
+from smidgen.budget import FILES
 from smidgen.data import Dataset, Preprocess, open_data
 from smidgen.errors import SmidgenError
-from smidgen.pipeline.targets import FILES
 from smidgen.runtimes.opening import open_file, run_dataset
 
 TITLE = "Every target for every network"

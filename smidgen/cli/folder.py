@@ -9,14 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from smidgen.budget import FILES
 from smidgen.errors import OutputError
 from smidgen.report.result import writable_folder
 
-WRITTEN = (
-    "model.onnx", "model.smidgen", "model.w8.onnx", "model.w4.onnx", "model.int8.onnx", "model.shared.onnx",
-    "model.tflite", "model.int8.tflite", "model.mcu.tflite", "model_mcu.cc", "model_mcu.h",
-    "model.safetensors", "plan.json", "result.json",
-)  # fmt: skip
+WRITTEN = (*FILES.values(), "model_mcu.cc", "model_mcu.h", "model.safetensors", "plan.json", "result.json")
 
 
 @contextlib.contextmanager

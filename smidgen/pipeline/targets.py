@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from smidgen.budget import parse_target
+from smidgen.budget import FILES, parse_target
 from smidgen.data import Dataset
 from smidgen.errors import BudgetError, DataError
 from smidgen.export.archive import pack_archive, unpack_archive
@@ -29,11 +29,6 @@ from smidgen.runtimes.micro import require_micro
 from smidgen.runtimes.tflite_file import require_litert
 from smidgen.site import Stored
 
-FILES = {
-    "onnx": "model.onnx", "archive": "model.smidgen", "onnx-w8": "model.w8.onnx", "onnx-w4": "model.w4.onnx",
-    "onnx-int8": "model.int8.onnx", "onnx-shared": "model.shared.onnx", "tflite": "model.tflite",
-    "tflite-int8": "model.int8.tflite", "mcu": "model.mcu.tflite",
-}  # fmt: skip
 ALWAYS = ("onnx", "archive")  # written whatever the target: the table shows the archive's bytes beside the others'
 
 

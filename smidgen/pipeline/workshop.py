@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from smidgen.budget import Budget, format_size
+from smidgen.budget import FILES, Budget, format_size
 from smidgen.calibrate.answers import outputs_of, true_losses
 from smidgen.export.onnx import write
 from smidgen.export.verify import STATIC_TOLERANCE, TOLERANCE, verify
@@ -21,7 +21,7 @@ from smidgen.measure.memory import release
 from smidgen.measure.scores import Judge
 from smidgen.measure.speed import compare_speed
 from smidgen.pipeline.options import kept_batches, probe_inputs
-from smidgen.pipeline.targets import ALWAYS, FILES, Source, runnable, write_target
+from smidgen.pipeline.targets import ALWAYS, Source, runnable, write_target
 from smidgen.pipeline.task import Progress, Task, data_hash, one_input
 from smidgen.planning.candidates import Options
 from smidgen.planning.plan import Choice, Plan
@@ -106,7 +106,7 @@ class Workshop:
         release()
         self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
         plan = replace(plan, moved=self.mode or "weights")
-        return Trial(plan, nbytes, points, (realised, path), error, **timing)
+        return Trial(plan, nbytes, points, (realised, path, written), error, **timing)
 
     def _source(self, realised: Realised, path: Path) -> Source:
         task = self.task
@@ -166,13 +166,15 @@ class Workshop:
         if outcome.best.nbytes > self.original.stat().st_size:
             outcome = self._original_kept(outcome)
         best = outcome.best
-        realised: Realised = best.carried[0]
-        path: Path = best.carried[1]
-        final = path.with_name(FILES["onnx"])
-        path.replace(final)
-        written = {
-            name: write_target(name, self._source(realised, final)) for name in dict.fromkeys((*self.targets, *ALWAYS))
-        }
+        realised: Realised
+        realised, path, measured = best.carried
+        final: Path = path.replace(path.with_name(FILES["onnx"]))
+        written: dict[str, Path] = {}
+        for name in dict.fromkeys((*self.targets, *ALWAYS)):
+            if name == self.targets[0] != "onnx" and measured is not None:
+                written[name] = measured.replace(final.with_name(FILES[name]))  # the very file of the trial
+            else:
+                written[name] = write_target(name, self._source(realised, final))
         for name, each in written.items():
             if name != "archive":
                 rounded = name in STATIC or (name in WIDTHS and self.targets[0] in FLOATS)
@@ -228,7 +230,7 @@ class Workshop:
         path = self.folder.path / "kept.onnx"
         shutil.copyfile(self.original, path)
         realised = Realised(task.prepared.module, {o.site.name: untouched(o.site) for o in self.options})
-        kept = Trial(replace(plan, choices=choices), path.stat().st_size, 0.0, (realised, path))
+        kept = Trial(replace(plan, choices=choices), path.stat().st_size, 0.0, (realised, path, None))
         note = f"the rewritten file would be larger ({outcome.best.nbytes} bytes), so the original is kept"
         return replace(outcome, best=kept, note="; ".join(filter(None, (outcome.note, note))))
 
