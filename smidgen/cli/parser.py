@@ -16,11 +16,11 @@ COMMANDS = {
     "inspect": "show each layer: shape, bytes, what each method could save, why one is left alone",
     "downsample": "show where it could downsample earlier and what that saves, and write the best of it",
     "apply": "carry out a saved plan.json again",
-    "eval": "score any ONNX file in ONNX Runtime",
+    "eval": "score any ONNX or TFLite file in its runtime",
     "serve": "show original and smaller network side by side in a browser, on this machine or a phone",
     "bench": "time files beside their original, on this machine",
     "bundle": "pack a result for a device, with a script that measures it there; merge what came back",
-    "unpack": "give back the ONNX file inside a .smidgen archive, to the bit",
+    "unpack": "give back the ONNX file inside a .smidgen archive, to the bit, or as TFLite",
     "demo": "train a small network on handwritten digits and compress it",
 }
 _EPILOG = """\
@@ -188,8 +188,8 @@ def _apply(parser: argparse.ArgumentParser) -> None:
 
 
 def _eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE.onnx", help="file to score")
-    parser.add_argument("--against", metavar="FILE.onnx", help="the original, to compare with")
+    parser.add_argument("file", metavar="FILE", help="file to score, in the runtime its name says")
+    parser.add_argument("--against", metavar="FILE", help="the original, to compare with")
     _add_data(parser, test=False, split="the test split where the file has one")
     parser.add_argument("--metric", metavar="FILE.py:FUNCTION", help="your own metric instead of accuracy")
 
@@ -236,7 +236,9 @@ def _bundle(parser: argparse.ArgumentParser) -> None:
 
 def _unpack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.smidgen", help="archive to unpack")
-    parser.add_argument("-o", "--output", metavar="FILE.onnx", help="file to write (default: beside the archive)")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="model.onnx or model.tflite (default: .onnx beside the archive)"
+    )
     parser.add_argument("--limit", metavar="SIZE", help="largest file to unpack to (1 GiB)")
 
 

@@ -1,11 +1,10 @@
-"""``smidgen unpack``: apart from the other commands, for it runs where there is no torch."""
+"""``smidgen unpack``: apart from the other commands, for it runs where there is no torch (but for a TFLite file)."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from smidgen.budget import parse_size
 from smidgen.errors import BudgetError, OutputError, UserError
 from smidgen.export.archive import LIMIT, describe_archive, read_archive, unpack_archive
+from smidgen.export.files import write_bytes
 
 
 def unpack(options: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ def unpack(options: argparse.Namespace) -> int:
     limit = _limit(options.limit)
     data = read_archive(source, limit)
     model = unpack_archive(data, limit)
-    _write(model, target)
+    write_bytes(_as_tflite(model) if target.suffix == ".tflite" else model, target)
     record = {"file": str(target), "archive": str(source), **asdict(describe_archive(data, limit))}
     if options.json:
         print(json.dumps(record, indent=1))
@@ -41,8 +41,9 @@ def _limit(text: str | None) -> int:
 
 
 def _tell(record: dict[str, Any]) -> None:
-    times = record["model_nbytes"] / record["nbytes"]
-    print(f"{record['file']}: {record['model_nbytes']:,} bytes, {times:.1f} times the archive's {record['nbytes']:,}")
+    nbytes = Path(record["file"]).stat().st_size
+    times = nbytes / record["nbytes"]
+    print(f"{record['file']}: {nbytes:,} bytes, {times:.1f} times the archive's {record['nbytes']:,}")
     for name, nbytes in record["streams"].items():
         print(f"  {name:<10}{nbytes:>12,}")
     kinds = [
@@ -53,15 +54,11 @@ def _tell(record: dict[str, Any]) -> None:
     print(", ".join(kinds) or "no weights")
 
 
-def _write(model: bytes, target: Path) -> None:
-    """All of the file or nothing."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(model)
-        partial.replace(target)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise OutputError(f"unpack: cannot write '{target}': {reason}; name another file with -o") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+def _as_tflite(model: bytes) -> bytes:
+    """An ONNX file's bytes as those of a TFLite file."""
+    from smidgen.export.tflite import tflite_of
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model)
+        return tflite_of(path)

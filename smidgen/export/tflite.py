@@ -12,6 +12,7 @@ import contextlib
 import copy
 import io
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from torch import nn
 from smidgen.errors import LoadError
 from smidgen.export.files import write_bytes
 from smidgen.export.tflite_graph import drop_flattening, drop_transposes
+from smidgen.export.verify import verify
+from smidgen.model.load import load_network
 from smidgen.runtimes.silence import silent
 from smidgen.runtimes.tflite_file import CHANNELS_LAST, parse, require_litert, serialise, strip
 
@@ -49,6 +52,37 @@ def write_tflite(
         OutputError: the file cannot be written.
     """
     return write_bytes(to_tflite(model, example, input_name, output_names), path)
+
+
+def tflite_of(path: Path) -> bytes:
+    """An ONNX file as a TFLite file of floats, run once and compared.
+
+    Args:
+        path: of an ONNX file with one input, all of whose sizes but the batch's are told.
+
+    Returns:
+        The TFLite file's bytes.
+
+    Raises:
+        LoadError: as `to_tflite`, or a size is free.
+        VerificationError: the two answer differently.
+    """
+    require_litert("export", "litert_torch")
+    network = load_network(path)
+    _, *sizes = network.input_shape or (None, None)
+    shape = [size for size in sizes if size is not None]
+    if len(shape) < len(sizes):
+        raise LoadError(
+            f"export: input '{network.input_name}' {list(network.input_shape)} has free sizes, a TFLite file has "
+            "none; write the ONNX file with fixed ones"
+        )
+    example = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    content = to_tflite(network.module, example, network.input_name, network.output_names)
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "model.tflite"
+        written.write_bytes(content)
+        verify(network.module, written, example.numpy(), threads=1)
+    return content
 
 
 def to_tflite(

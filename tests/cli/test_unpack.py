@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from smidgen.export.archive import pack_archive
 
@@ -71,3 +73,29 @@ def test_places_that_will_not_do(run: Run, archive: Path, tmp_path: Path) -> Non
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert told in err
         assert list(tmp_path.iterdir()) == [archive]
+
+
+def test_unpack_to_tflite(run: Run, archive: Path, network: Path, tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch", reason="the tflite extra is not installed")
+    from smidgen.runtimes.opening import open_file
+
+    code, out, err = run("unpack", archive, "-o", tmp_path / "out.tflite")
+    assert (code, err) == (0, "")
+    assert f"{(tmp_path / 'out.tflite').stat().st_size:,} bytes" in out
+    x = np.random.default_rng(0).normal(size=(1, 1, 8, 8)).astype(np.float32)
+    with open_file(network) as before, open_file(tmp_path / "out.tflite") as after:
+        np.testing.assert_allclose(after.run(x)[0], before.run(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_free_sizes_have_no_tflite(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch", reason="the tflite extra is not installed")
+    free = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, None, None])
+    end = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, None, None])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [free], [end])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path = tmp_path / "model.smidgen"
+    path.write_bytes(pack_archive(model.SerializeToString(), {}))
+    code, out, err = run("unpack", path, "-o", tmp_path / "out.tflite")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "has free sizes" in err
+    assert [each.name for each in tmp_path.iterdir()] == ["model.smidgen"]
