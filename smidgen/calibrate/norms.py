@@ -21,7 +21,7 @@ import torch
 
 from smidgen.site import Curvature, Moment, Site
 
-WIDEST = 4608  # columns of the widest layer that gets an A; as with calibration
+WIDEST = 4608  # columns of the widest layer whose A is written out; as with calibration
 NODES = 101  # of the quadrature; the kink of a ReLU is then met to better than 1 %
 KEEPS = frozenset({
     "Identity", "Dropout", "MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Pad", "Resize", "Flatten",
@@ -145,7 +145,8 @@ def curvature_of(site: Site, signal: Signal) -> Curvature | None:
     [[[3.0, 0.0], [0.0, 1.0]]]
     """
     g = site.geometry
-    if g.kind == "conv_transpose" or g.columns > WIDEST or g.in_channels % len(signal.mean):
+    wide = g.columns > WIDEST
+    if g.kind == "conv_transpose" or (wide and g.groups > 1) or g.in_channels % len(signal.mean):
         return None
     spread = g.in_channels // len(signal.mean)  # a flattened map repeats each channel over its positions
     if spread > 1 and g.kind != "linear":
@@ -154,14 +155,12 @@ def curvature_of(site: Site, signal: Signal) -> Curvature | None:
         np.repeat(np.repeat(v, spread).reshape(g.groups, -1), g.columns // (g.in_channels // g.groups), axis=1)
         for v in (signal.mean, signal.variance)
     )
-    matrix = torch.from_numpy(mean[:, :, None] * mean[:, None, :] + _diagonals(variance))
-    weight = torch.as_tensor(site.weight, dtype=torch.float64).reshape(g.groups, -1, g.columns)
-    energy = float(torch.diagonal(weight @ matrix @ weight.mT, dim1=1, dim2=2).sum())
+    means, own = (torch.from_numpy(v).float() for v in (mean, variance))
+    if wide:
+        inputs = Moment(rows=means[:, None], diagonal=own, mean=means)
+    else:
+        inputs = Moment(matrix=means[:, :, None] * means[:, None] + torch.diag_embed(own), mean=means)
+    energy = Curvature(inputs).loss_as_stored(site.weight, g)
     if not 0 < energy < np.inf:
         return None
-    inputs = Moment(matrix=matrix.float(), mean=torch.from_numpy(mean).float())
-    return Curvature(inputs, source="norm statistics", scale=2.0 / energy)
-
-
-def _diagonals(values: np.ndarray) -> np.ndarray:
-    return values[:, :, None] * np.eye(values.shape[1])
+    return Curvature(inputs, source="norm statistics", scale=1.0 / energy)

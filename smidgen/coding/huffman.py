@@ -12,6 +12,8 @@ each lane as varints; the lanes.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +29,7 @@ MOST_SYMBOLS = 4096
 # A lane costs two or three bytes: under half a per cent of 2048 symbols of two bits.
 _LANE = 2048
 _MOST_LANES = 2048
+_COUNTED = 1 << 20  # values counted at a time
 
 
 def encode_huffman(values: Int32[np.ndarray, " count"]) -> bytes | None:
@@ -46,6 +49,25 @@ def encode_huffman(values: Int32[np.ndarray, " count"]) -> bytes | None:
     sizes, body = _pack_lanes(_codes(lengths)[indices], lengths[indices], lanes)
     header += [pack_bits(lengths.astype(np.uint32), 4), *[write_varint(int(size)) for size in sizes]]
     return b"".join(header) + body
+
+
+def huffman_bits(tensors: Sequence[Int32[np.ndarray, ...]]) -> float:
+    """Bits of the code values alone, without their table; infinite where `encode_huffman` has none.
+
+    >>> huffman_bits([np.array([0, 0, 0, 5], np.int32), np.array([[0, -7, 0, 0]], np.int32)])
+    10.0
+    """
+    counts: dict[int, int] = {}
+    for tensor in tensors:
+        values = tensor.ravel()
+        for at in range(0, values.size, _COUNTED):
+            symbols, found = np.unique(values[at : at + _COUNTED], return_counts=True)
+            for symbol, count in zip(symbols.tolist(), found.tolist(), strict=True):
+                counts[symbol] = counts.get(symbol, 0) + count
+            if len(counts) > MOST_SYMBOLS:
+                return math.inf
+    numbers = np.array(list(counts.values()), np.int64)
+    return float((numbers * code_lengths(numbers)).sum()) if counts else math.inf
 
 
 def decode_huffman(data: bytes, count: int) -> Int32[np.ndarray, " count"]:

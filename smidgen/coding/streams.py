@@ -22,7 +22,7 @@ from jaxtyping import Int32
 
 from smidgen.coding import kernel
 from smidgen.coding.bitpack import pack_bits, unpack_bits
-from smidgen.coding.huffman import decode_huffman, encode_huffman
+from smidgen.coding.huffman import decode_huffman, encode_huffman, huffman_bits
 from smidgen.coding.varint import fold, read_varint, unfold, write_varint
 from smidgen.errors import LoadError
 
@@ -96,19 +96,21 @@ def pack_many(tensors: Sequence[Tensor], methods: Sequence[str] = tuple(METHODS)
     unknown = set(methods) - set(METHODS)
     if unknown or not methods:
         raise ValueError(f"pack: methods={list(methods)} must be among {list(METHODS)}")
-    values = _joined(tensors)
-    if "constant" in methods and (not values.size or bool((values == values[0]).all())):
-        return bytes([CONSTANT]) + write_varint(fold(int(values[0]) if values.size else 0))
-    coded = []
-    if "raw" in methods:
-        coded.append(bytes([RAW]) + _raw(values))
-    if "huffman" in methods and (table := encode_huffman(values)) is not None:
-        coded.append(bytes([HUFFMAN]) + table)
-    if "adaptive" in methods:
-        coded.append(_adaptive(tensors))
-    if not coded:
-        raise ValueError(f"pack: none of {list(methods)} can code these {values.size} values; allow 'raw'")
-    return min(coded, key=len)
+    count, (low, high) = sum(tensor.size for tensor in tensors), _ends(tensors)
+    if "constant" in methods and low == high:
+        return bytes([CONSTANT]) + write_varint(fold(low))
+    best = _adaptive(tensors) if "adaptive" in methods else None
+    # What cannot be as short is not tried: Huffman codes of ten million values take half a gigabyte to make.
+    if "huffman" in methods and (best is None or huffman_bits(tensors) <= 8 * len(best)):
+        table = encode_huffman(_joined(tensors))
+        if table is not None and (best is None or len(table) < len(best)):
+            best = bytes([HUFFMAN]) + table
+    if "raw" in methods and (best is None or count * (high - low).bit_length() <= 8 * len(best)):
+        raw = bytes([RAW]) + _raw(_joined(tensors), low, high)
+        best = raw if best is None or len(raw) <= len(best) else best
+    if best is None:
+        raise ValueError(f"pack: none of {list(methods)} can code these {count} values; allow 'raw'")
+    return best
 
 
 def unpack_many(data: bytes, shapes: Sequence[Sequence[int]], limit: int = MOST_VALUES) -> list[Tensor]:
@@ -152,8 +154,15 @@ def _joined(tensors: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int32), *[tensor.ravel() for tensor in tensors]])
 
 
-def _raw(values: np.ndarray) -> bytes:
-    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+def _ends(tensors: Sequence[np.ndarray]) -> tuple[int, int]:
+    """The least and the greatest value; zeros where there is none."""
+    filled = [tensor for tensor in tensors if tensor.size]
+    if not filled:
+        return 0, 0
+    return min(int(tensor.min()) for tensor in filled), max(int(tensor.max()) for tensor in filled)
+
+
+def _raw(values: np.ndarray, low: int, high: int) -> bytes:
     bits = (high - low).bit_length()
     offsets = (values.astype(np.int64) - low).astype(np.uint32)
     return write_varint(fold(low)) + bytes([bits]) + pack_bits(offsets, bits)

@@ -130,9 +130,19 @@ def pack_archive(model: bytes, quantized: Mapping[str, Packed]) -> bytes:
         graph += model[at:start]
         at = tensor.end
     data = _joined(bytes(graph + model[at:]), zlib.crc32(model), records, forms, floats)
-    if unpack_archive(data, max(LIMIT, len(model))) != model:
+    if not _unpacks_to(data, model):
         raise VerificationError("archive: it does not unpack to the model; please report it")
     return data
+
+
+def _unpacks_to(data: bytes, model: bytes) -> bool:
+    """Whether an archive gives back the model, compared piece by piece: no second one stands in memory."""
+    at, whole = 0, memoryview(model)
+    for piece in _pieces(data, max(LIMIT, len(model)))[1]:
+        if whole[at : at + len(piece)] != piece:
+            return False
+        at += len(piece)
+    return at == len(model)
 
 
 def _float_kind(tensor: Initializer, nbytes: int) -> int | None:
@@ -215,16 +225,26 @@ def unpack_archive(data: bytes, limit: int = LIMIT) -> bytes:
     Raises:
         LoadError: it is no archive, damaged, of another version, or larger than the limit.
     """
-    header, streams = split(data, limit)
-    text, records, at = _opened(header, streams, limit)
-    pieces = []
-    for record, raw in zip(records, _tensors(records, streams, limit), strict=True):
-        pieces += [text[at : at + record.gap], record.head, raw]
-        at += record.gap
-    model = b"".join([*pieces, text[at:]])
+    header, pieces = _pieces(data, limit)
+    model = b"".join(pieces)
     if zlib.crc32(model) != header.checksum:
         raise LoadError(f"archive: the {len(model)} bytes in it are not those that were packed; fetch the file again")
     return model
+
+
+def _pieces(data: bytes, limit: int) -> tuple[Header, Iterator[bytes]]:
+    """The model in an archive from its first byte to its last, in pieces."""
+    header, streams = split(data, limit)
+    text, records, start = _opened(header, streams, limit)
+
+    def each() -> Iterator[bytes]:
+        at = start
+        for record, raw in zip(records, _tensors(records, streams, limit), strict=True):
+            yield from (text[at : at + record.gap], record.head, raw)
+            at += record.gap
+        yield text[at:]
+
+    return header, each()
 
 
 def describe_archive(data: bytes, limit: int = LIMIT) -> Contents:

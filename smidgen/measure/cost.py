@@ -196,8 +196,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, tuple[Shape, int]]:
     >>> tensor_types(h.make_model(h.make_graph([h.make_node("Relu", ["x"], ["y"])], "one", [x], [y])))["y"]
     ((1, 3), 1)
     """
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
+    fixed = _without_weights(model)
     stored = {each.name: (tuple(each.dims), each.data_type) for each in fixed.graph.initializer}
     # Old exports write batch and sizes found for another batch beside the graph: infer them afresh.
     del fixed.graph.value_info[:]
@@ -224,6 +223,20 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, tuple[Shape, int]]:
         and all(axis.HasField("dim_value") for axis in value.type.tensor_type.shape.dim)
     }
     return found | stored
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which large tensors have shape and type alone, which is all that shape inference asks of them."""
+    graph = model.graph
+    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    copy.graph.name = graph.name
+    for part in ("node", "input", "output", "sparse_initializer"):
+        getattr(copy.graph, part).extend(getattr(graph, part))
+    for tensor in graph.initializer:
+        small = math.prod(tensor.dims) <= _SHAPE_ARITHMETIC
+        bare = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        copy.graph.initializer.append(tensor if small else bare)
+    return copy
 
 
 def _open_up_packed(model: onnx.ModelProto) -> None:

@@ -60,11 +60,20 @@ def spare() -> bool:
     Returns:
         Whether it was done.
     """
-    limit = memory_limit()
-    if sys.platform != "linux" or limit is None or limit >= SCARCE:
+    if sys.platform != "linux" or not scarce():
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(_MMAP_THRESHOLD, _MAPPED))
+
+
+def scarce() -> bool:
+    """Whether this process may hold less than `SCARCE`: then what can be made again is not kept.
+
+    >>> scarce() in (True, False)
+    True
+    """
+    limit = memory_limit()
+    return limit is not None and limit < SCARCE
 
 
 def memory_limit() -> int | None:

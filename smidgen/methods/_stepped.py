@@ -89,14 +89,14 @@ class Stepped:
             row = nearest_exponents(step * _inverse_roots(rows.flatten()) * own.cpu().numpy(), grid)
             wide = torch.from_numpy(scales(row, grid)).to(weight)
             z = self._several(weight, factors, wide.reshape(rows.shape)).flatten(0, 1)
-            return Quantized(z.cpu().numpy().astype(np.int32), row, np.zeros(1, np.int32), grid)
+            return Quantized(z.cpu().numpy().astype(np.int32, copy=False), row, np.zeros(1, np.int32), grid)
         factor = factors[0]
         column = _column_exponents(factor, step, window if self.settings.columns == "channel" else 0, grid)
         row = nearest_exponents(_inverse_roots(rows[0]), grid)
         row_scale, column_scale = (torch.from_numpy(scales(e, grid)).to(weight.device) for e in (row, column))
         wide = column_scale.repeat_interleave(weight.shape[2] // len(column))
         z = self._one(weight[0], factor, rows[0], step, row_scale, wide).integers
-        return Quantized(z.cpu().numpy().astype(np.int32), row, column, grid)
+        return Quantized(z.cpu().numpy().astype(np.int32, copy=False), row, column, grid)
 
     def fixed(
         self,

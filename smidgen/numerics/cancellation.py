@@ -122,35 +122,33 @@ def _joined(columns: list[Tensor], lowers: list[Tensor], energy: Tensor) -> Fact
     return Factor(tuple(columns), tuple(lowers), diagonal, alive)
 
 
-def cancel(weight: Float[Tensor, "out n"], factor: Factor, choose: Choose) -> Float[Tensor, "out n"]:
+def cancel(weight: Float[Tensor, "out n"], factor: Factor, choose: Choose) -> None:
     """Choose every column in turn, from the last of each block to its first.
+
+    What was chosen is the caller's to keep: a copy of a wide layer in float64 would be twice the layer.
 
     Args:
         weight: W.
         factor: of A.
-        choose: given a column's number and its target t_j, answers with its value ŵ_j.
-
-    Returns:
-        Ŵ in float64.
+        choose: given a column's number and its target t_j (float64), answers with its value ŵ_j.
 
     Raises:
         Refusal: the weight holds nan or inf.
 
     >>> import torch
     >>> factor = factorise(torch.tensor([[1.0, 0.9], [0.9, 1.0]]), damp=0.0)
-    >>> cancel(torch.tensor([[0.4, 0.4]]), factor, lambda j, target: target.round()).tolist()
-    [[1.0, 0.0]]
+    >>> chosen = {}
+    >>> cancel(torch.tensor([[0.4, 0.4]]), factor, lambda j, target: chosen.setdefault(j, target.round()))
+    >>> chosen[0].tolist(), chosen[1].tolist()
+    ([1.0], [0.0])
     """
     if not bool(torch.isfinite(weight).all()):
         raise Refusal("rounding: the weight holds nan or inf")
-    wide = weight.detach().to(torch.float64)
-    chosen = torch.zeros_like(wide)
     for columns, lower in zip(factor.columns, factor.lowers, strict=True):
-        chosen[:, columns] = _cancel_block(wide[:, columns], columns.tolist(), lower, choose)
-    return chosen
+        _cancel_block(weight.detach()[:, columns].to(torch.float64), columns.tolist(), lower, choose)
 
 
-def _cancel_block(weight: Tensor, names: list[int], lower: Tensor, choose: Choose) -> Tensor:
+def _cancel_block(weight: Tensor, names: list[int], lower: Tensor, choose: Choose) -> None:
     # Transposed: one column of the weight is one contiguous row here.
     left = lower.T @ weight.T
     values = torch.zeros_like(left)
@@ -162,7 +160,6 @@ def _cancel_block(weight: Tensor, names: list[int], lower: Tensor, choose: Choos
             values[j] = value
             left[start:j].addr_(lower[j, start:j], value, alpha=-1)
         left[:start].addmm_(lower[start:end, :start].T, values[start:end], alpha=-1)
-    return values.T
 
 
 def row_costs(change: Float[Tensor, "out n"], factor: Factor) -> Float[Tensor, " out"]:

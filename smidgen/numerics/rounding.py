@@ -178,7 +178,7 @@ def round_gptq(
     """
     columns = torch.ones(weight.shape[1], device=weight.device) if column_scale is None else column_scale
     rows, wide = row_scale.to(torch.float64), columns.to(torch.float64)
-    integers = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
+    integers = torch.zeros(weight.shape, dtype=torch.int32, device=weight.device)
     alive = (factor.alive & (columns > 0)).tolist()
     most = LARGEST if levels is None else levels
 
@@ -225,7 +225,7 @@ def round_watersic(
     [0.75]
     """
     rows, wide = row_scale.to(torch.float64), column_scale.to(torch.float64)
-    integers = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
+    integers = torch.zeros(weight.shape, dtype=torch.int32, device=weight.device)
     decoded = column_scale.clone()
     alive = factor.alive.tolist()
 
@@ -246,9 +246,11 @@ def round_watersic(
 
 
 def as_rounded(
-    integers: Float[Tensor, "out n"], row_scale: Float32[Tensor, " out"], column_scale: Float32[Tensor, " n"]
+    integers: Float[Tensor, "out n"] | Int32[Tensor, "out n"],
+    row_scale: Float32[Tensor, " out"],
+    column_scale: Float32[Tensor, " n"],
 ) -> Rounded:
-    """Integers that came as floats, with their scales; a column of zeros needs no scale.
+    """Integers, which may come as floats, with their scales; a column of zeros needs no scale.
 
     Raises:
         Refusal: a step is so small that an integer no longer is exact in float32.

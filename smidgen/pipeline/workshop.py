@@ -17,7 +17,7 @@ from smidgen.export.onnx import write
 from smidgen.export.verify import STATIC_TOLERANCE, TOLERANCE, verify
 from smidgen.forms import FLOATS, STATIC, WIDTHS
 from smidgen.measure.latency import Latency
-from smidgen.measure.memory import release
+from smidgen.measure.memory import release, scarce
 from smidgen.measure.scores import Judge
 from smidgen.measure.speed import compare_speed
 from smidgen.pipeline.options import kept_batches, probe_inputs
@@ -106,7 +106,8 @@ class Workshop:
         release()
         self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
         plan = replace(plan, moved=self.mode or "weights")
-        return Trial(plan, nbytes, points, (realised, path, written), error, **timing)
+        # Two copies of the weights a trial: where memory is scarce the chosen one is realised again.
+        return Trial(plan, nbytes, points, (None if scarce() else realised, path, written), error, **timing)
 
     def _source(self, realised: Realised, path: Path) -> Source:
         task = self.task
@@ -166,8 +167,8 @@ class Workshop:
         if outcome.best.nbytes > self.original.stat().st_size:
             outcome = self._original_kept(outcome)
         best = outcome.best
-        realised: Realised
-        realised, path, measured = best.carried
+        kept, path, measured = best.carried
+        realised: Realised = kept or self._realised(best.plan)
         final: Path = path.replace(path.with_name(FILES["onnx"]))
         written: dict[str, Path] = {}
         for name in dict.fromkeys((*self.targets, *ALWAYS)):

@@ -23,6 +23,8 @@ DAMP = 0.01  # of A's mean diagonal; 0.1 to 3 % measure alike on ResNet-20
 # Share of G's diagonal that is replaced by its mean before it sets the steps: a row that few inputs excite must not be
 # rounded away. None, half and all measure alike on ResNet-20.
 ROW_SHRINK = 0.5
+WHOLE = 4096  # columns; of more the identity is not written out: 18,816 of them would take 2.8 GB
+WIDE_BLOCK = 2048  # columns of one block of a wider layer's factor
 RIDGE = 1e-6  # of the mean diagonal of V A Vᵀ, for components that rounding emptied
 
 
@@ -64,7 +66,10 @@ class Metric:
             if len(rows) > 1:
                 raise Refusal("rounding: a grouped layer this wide has no whole second moment")
             diagonal = self.inputs.diagonal
-            return [factorise_rows(rows[0], None if diagonal is None else diagonal[0], damp=DAMP)]
+            own = None if diagonal is None else diagonal[0]
+            # Columns that have little to do with each other need no wide blocks, which take an eighth of the memory.
+            width = WIDE_BLOCK if rows.shape[1] > 1 else WIDE_BLOCK // 8
+            return [factorise_rows(rows[0], own, damp=DAMP, width=width)]
         raise Refusal("rounding: no second moment")
 
 
@@ -79,7 +84,11 @@ def metric_of(site: Site, curvature: Curvature) -> Metric:
     inputs = curvature.inputs
     if inputs.matrix is None and inputs.rows is None:
         n = site.weight.size // site.weight.shape[0]
-        inputs = Moment(matrix=torch.eye(n, dtype=torch.float64).expand(g.groups, n, n))
+        if g.groups == 1 and n > WHOLE:
+            one = torch.ones(1, n, dtype=torch.float64)
+            inputs = Moment(rows=torch.zeros(1, 0, n, dtype=torch.float64), diagonal=one)
+        else:
+            inputs = Moment(matrix=torch.eye(n, dtype=torch.float64).expand(g.groups, n, n))
     return Metric(inputs, curvature.outputs.matrix, curvature.scale)
 
 

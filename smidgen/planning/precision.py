@@ -74,7 +74,16 @@ class Precision:
 
     def form(self, form: Form, step: float | None, bits: int | None = None) -> Form:
         """A form of the site with integers in its leaves, under the original's own moments."""
-        return round_form(form, self.weight, self.site.geometry, self.metric, self.leaf(step, bits), equal=self.static)
+        return self.rested().one_of_many(form, step, bits)
+
+    def one_of_many(self, form: Form, step: float | None, bits: int | None = None) -> Form:
+        """The same where more will follow: the factors of A are kept."""
+        leaf = self.leaf(step, bits)
+        return round_form(form, self.weight, self.site.geometry, self.metric, leaf, equal=self.static)
+
+    def rested(self) -> Precision:
+        """The same without the factors of A, which are as large as A itself."""
+        return replace(self, metric=replace(self.metric))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +113,7 @@ def with_precision(option: Options, curvature: Curvature, method: Rounding) -> O
     whole = int(option.sizes[0])
     kept = frontier([(0.0, whole, Label(None, None)), *(e for e in entries if e[1] < whole)])
     return replace(
-        option, precision=precision, worth=curvature.loss(precision.weight),
+        option, precision=precision.rested(), worth=curvature.loss(precision.weight),
         losses=np.array([e[0] for e in kept]), sizes=np.array([e[1] for e in kept]), labels=tuple(e[2] for e in kept),
     )  # fmt: skip
 
@@ -147,7 +156,7 @@ def _chain_entries(precision: Precision, name: str, family: Family) -> Iterator[
         even = 2.0 ** np.round(np.log2(np.sqrt(24 * max(struct, 1e-12) / count)))
         steps, rungs = [float(even * k) for k in (0.5, 1.0, 2.0)], []
         for step in steps:
-            rounded = precision.form(form, step)
+            rounded = precision.one_of_many(form, step)
             parts = [each for each in leaves(rounded) if isinstance(each, Quantized)]
             size = _nbytes(sum(coded_bits(each).sum() for each in parts), g, [len(each.row) for each in parts])
             size += LAYER_BYTES * (len(parts) - 1)

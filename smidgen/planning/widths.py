@@ -62,7 +62,7 @@ def with_widths(option: Options, curvature: Curvature, method: Leaves, target: s
     else:
         kept = frontier([*floats, *(e for e in entries if e[1] < option.sizes[0])])
     return replace(
-        option, precision=precision, worth=curvature.loss(precision.weight),
+        option, precision=precision.rested(), worth=curvature.loss(precision.weight),
         losses=np.array([e[0] for e in kept]), sizes=np.array([e[1] for e in kept]), labels=tuple(e[2] for e in kept),
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ def _entries(option: Options, precision: Precision, target: str, bits: int) -> I
             rounding = low_rank_losses(precision, form, leaf)[0] if form.core is None else None
             losses = [] if rounding is None else [_at(family, rank) + float(rounding[rank - 1]) for rank in ranks]
         else:
-            losses = [whole_loss(precision, precision.form(family.form(rank), None, bits)) for rank in ranks]
+            losses = [whole_loss(precision, precision.one_of_many(family.form(rank), None, bits)) for rank in ranks]
         for rank, loss in zip(ranks, losses, strict=False):
             yield loss, sizes[rank], Label(name, rank, None, bits)
 

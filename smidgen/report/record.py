@@ -26,7 +26,7 @@ from smidgen.planning.pace import option_times, saved_ms
 from smidgen.planning.plan import Choice, Plan
 from smidgen.planning.search import Outcome, Trial
 from smidgen.runtimes.micro import MICRO_END
-from smidgen.runtimes.opening import Runner, open_file, run_dataset
+from smidgen.runtimes.opening import open_file, run_dataset
 
 SCHEMA_VERSION = 1
 SCORED = ("accuracy", "roc_auc", "agreement", "kl", "top5", "output_error", "metric")
@@ -60,22 +60,17 @@ def measure_files(
         By name, what ``result.json`` says of a file; null where nothing could be measured, with ``why``.
     """
     opened = {**paths, **(runs or {})}
-    runners = {name: open_file(path, threads) for name, path in opened.items()}
-    try:
-        timed = _latencies(opened, one, threads, times)
-        scored = _scores(runners, test, metric)
-        entries = {}
-        for name, path in paths.items():
-            count, macs_ = file_cost(opened[name])
-            entries[name] = {"path": path.name, "nbytes": file_nbytes(path), "params": count, "macs": macs_}
-            entries[name].update(scored[name])
-            entries[name].update(_timing(timed.get(name)))
-            if name not in timed:
-                entries[name]["why"]["latency_ms"] = UNTIMED
-        return entries
-    finally:
-        for runner in runners.values():
-            runner.close()
+    timed = _latencies(opened, one, threads, times)
+    scored = _scores(opened, test, metric, threads)
+    entries = {}
+    for name, path in paths.items():
+        count, macs_ = file_cost(opened[name])
+        entries[name] = {"path": path.name, "nbytes": file_nbytes(path), "params": count, "macs": macs_}
+        entries[name].update(scored[name])
+        entries[name].update(_timing(timed.get(name)))
+        if name not in timed:
+            entries[name]["why"]["latency_ms"] = UNTIMED
+    return entries
 
 
 def _latencies(opened: Mapping[str, Path], one: np.ndarray, threads: int, times: int) -> dict[str, Latency]:
@@ -95,18 +90,22 @@ def _timing(found: Latency | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _scores(runners: Mapping[str, Runner], test: Dataset | None, metric: Metric | None) -> dict[str, dict[str, Any]]:
+def _scores(
+    files: Mapping[str, Path], test: Dataset | None, metric: Metric | None, threads: int
+) -> dict[str, dict[str, Any]]:
     if test is None:
         nothing = dict.fromkeys(SCORED, None)
         why = dict.fromkeys(SCORED, "no data to score on")
-        return {name: {**nothing, "loss_points": None, "loss_interval": None, "why": dict(why)} for name in runners}
-    original = next(iter(runners))
-    outputs = {name: run_dataset(runner, test.batches()) for name, runner in runners.items()}
-    judge = Judge(outputs[original], runners[original].output_names, test.labels, metric)
+        return {name: {**nothing, "loss_points": None, "loss_interval": None, "why": dict(why)} for name in files}
+    original, outputs, names = next(iter(files)), {}, {}
+    for name, path in files.items():
+        with open_file(path, threads) as runner:
+            outputs[name], names[name] = run_dataset(runner, test.batches()), runner.output_names
+    judge = Judge(outputs[original], names[original], test.labels, metric)
     entries = {original: _entry(judge.baseline())}
     entries[original].update(loss_points=None, loss_interval=None, loss_metric=judge.measures)
     entries[original]["why"]["loss_points"] = "it is the original"
-    for name in list(runners)[1:]:
+    for name in list(files)[1:]:
         loss = judge.loss(outputs[name])
         entries[name] = _entry(judge.judge(outputs[name]))
         entries[name].update(loss_points=loss.points, loss_interval=[loss.low, loss.high], loss_metric=loss.metric)

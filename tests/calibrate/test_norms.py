@@ -110,11 +110,26 @@ def test_a_truncation_under_the_statistics_answers_better_than_the_plain_one():
 
 @pytest.mark.parametrize("geometry", [
     Geometry("linear", 7, 2), Geometry("conv", 12, 2, (3,), (1,), (1,), (1,), in_size=(4,), out_size=(4,)),
-    Geometry("linear", WIDEST + 6, 2),
+    Geometry("conv", 12 * WIDEST, 2, (1,), (1,), (0,), (1,), 2, in_size=(4,), out_size=(4,)),
 ])  # fmt: skip
 def test_shapes_that_do_not_tell_the_channels_are_left_alone(geometry):
-    shape = (2, geometry.in_channels, *geometry.kernel)
+    shape = (2, geometry.in_channels // geometry.groups, *geometry.kernel)
     assert curvature_of(Site("x", geometry, np.ones(shape, "f4")), Signal(np.zeros(6), np.ones(6))) is None
+
+
+def test_a_layer_too_wide_for_a_matrix_has_the_same_metric(monkeypatch):
+    generator = np.random.default_rng(0)
+    site = Site("fc", Geometry("linear", 12, 5), generator.normal(size=(5, 12)).astype("f4"))
+    signal = Signal(generator.normal(size=6), generator.uniform(0.1, 2, 6))
+    whole = curvature_of(site, signal)
+    monkeypatch.setattr("smidgen.calibrate.norms.WIDEST", 11)
+    wide = curvature_of(site, signal)
+    assert wide.inputs.matrix is None
+    assert wide.scale == pytest.approx(whole.scale, rel=1e-5)
+    change = generator.normal(size=(5, 12)).astype("f4")
+    assert wide.loss_as_stored(change, site.geometry) == pytest.approx(whole.loss_as_stored(change, site.geometry))
+    forms = [methods()["svd"].family(site, curvature).form(2) for curvature in (whole, wide)]
+    np.testing.assert_allclose(*(form.u.values @ form.v.values for form in forms), rtol=1e-3, atol=1e-4)
 
 
 def test_dead_channels_and_a_dead_layer():

@@ -5,49 +5,28 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from torch import nn
 
 from smidgen.export.archive import pack_archive, unpack_archive
 from smidgen.export.onnx import integer_tensors, write
 from smidgen.export.onnx_integers import packed_nibbles, with_int4
-from smidgen.export.prepare import prepare
 from smidgen.forms import Dense, LowRank, Quantized, dense, nbytes, scales, width
 from smidgen.measure.cost import onnx_cost
 from smidgen.methods import methods, roundings
-from smidgen.model.load import load_network
 from smidgen.planning.candidates import weights_only
 from smidgen.planning.metric import metric_of
 from smidgen.planning.precision import Precision
 from smidgen.runtimes.onnxruntime import open_onnx
 from smidgen.site import Stored, untouched
+from tests.export.kinds import kinds
 
 GPTQ = roundings()["gptq"]
 
 
-class Net(nn.Module):
-    """Convolutions with and without groups, odd sizes, dense layers flat and over positions, with and without bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 7, 3, padding=1)
-        self.grouped = nn.Conv2d(7, 21, 3, padding=1, groups=7, bias=False)
-        self.point = nn.Conv2d(21, 5, 1)
-        self.over = nn.Linear(5, 9)
-        self.bare = nn.Linear(9, 3, bias=False)
-        self.head = nn.Linear(75, 11)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.point(torch.relu(self.grouped(torch.relu(self.stem(x))))))
-        return self.head(self.bare(torch.relu(self.over(x.flatten(2).mT))).flatten(1))
-
-
 @pytest.fixture(scope="module")
 def ready():
-    torch.manual_seed(0)
-    return prepare(load_network(Net().eval()), torch.zeros(1, 3, 5, 5))
+    return kinds(11)
 
 
 def rounded(site, bits, rank=None):

@@ -24,31 +24,14 @@ from smidgen.planning.metric import metric_of
 from smidgen.planning.precision import Precision
 from smidgen.runtimes.onnxruntime import open_onnx
 from smidgen.site import Stored, untouched
+from tests.export.kinds import kinds
 
 TARGET = "onnx-shared"
 
 
-class Net(nn.Module):
-    """Convolutions with and without groups, odd sizes, dense layers flat and over positions, with and without bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 7, 3, padding=1)
-        self.grouped = nn.Conv2d(7, 21, 3, padding=1, groups=7, bias=False)
-        self.point = nn.Conv2d(21, 5, 1)
-        self.over = nn.Linear(5, 9)
-        self.bare = nn.Linear(9, 3, bias=False)
-        self.head = nn.Linear(75, 31)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.point(torch.relu(self.grouped(torch.relu(self.stem(x))))))
-        return self.head(self.bare(torch.relu(self.over(x.flatten(2).mT))).flatten(1))
-
-
 @pytest.fixture(scope="module")
 def ready():
-    torch.manual_seed(0)
-    return prepare(load_network(Net().eval()), torch.zeros(1, 3, 5, 5))
+    return kinds(31)
 
 
 def shared(site, bits, rank=None):

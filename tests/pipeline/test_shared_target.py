@@ -16,36 +16,20 @@ from smidgen.errors import PlanError
 from smidgen.forms import Codebook, leaves
 from smidgen.pipeline import apply, compress
 from smidgen.runtimes.onnxruntime import open_onnx
+from tests.pipeline.kinds import kinds, noise
 
 TARGET = "onnx-shared"
 SHARE_5 = {"kmeans": {"bits": 5}}
 
 
-class Net(nn.Module):
-    """A convolution, a depthwise one, a transposed one, dense layers flat and over positions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 25, 3, padding=1)
-        self.depthwise = nn.Conv2d(25, 25, 3, padding=1, groups=25)
-        self.up = nn.ConvTranspose2d(25, 9, 2, stride=2)
-        self.over = nn.Linear(64, 33)
-        self.head = nn.Linear(33 * 9, 40)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.up(torch.relu(self.depthwise(torch.relu(self.stem(x))))))
-        return self.head(torch.relu(self.over(x.flatten(2))).flatten(1))
-
-
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    torch.manual_seed(0)
-    return Net().eval()
+    return kinds(40)
 
 
 @pytest.fixture(scope="module")
 def inputs() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(200, 3, 4, 4)).astype("f4")
+    return noise()
 
 
 @pytest.fixture(scope="module")
