@@ -176,7 +176,8 @@ class _Static:
         return [names[i] for i in np.argsort(-np.diff(errors))[:MOST_TRIED]]
 
     def _made(self, ranges: Mapping[str, Range], parts: Layout) -> onnx.ModelProto:
-        return static(self.model, parts, ranges)
+        # What is moved from a value that was integers has a range of its own once that is floats: the same one.
+        return static(self.model, parts, {name: ranges[self.parts.roots.get(name, name)] for name in parts.ranged})
 
     def _loss(self, model: onnx.ModelProto) -> float:
         return float(true_losses([self.reference], [self.answers(model)]).mean())
