@@ -132,7 +132,7 @@ class _Static:
         """Of all values; what is joined has the range of its widest part, whose integers are copied as they are.
 
         So has a part that nothing else reads: its integers would be rounded to those steps anyway, once more and at
-        the cost of time (SqueezeNet: the joins took 0.31 ms of 1.83, with one range for all 0.19).
+        the cost of time (SqueezeNet: the joins took 0.36 ms of 2.4, now 0.08 of 2.1).
         """
         found = {name: self._range(name, how) for name in self.seen}
         joins = [n for n in self.model.graph.node if n.op_type == "Concat" and n.output[0] in self.parts.computed]
