@@ -179,8 +179,10 @@ def main() -> None:
             results[name] = {"seconds": seconds, **measured(files, test, metric, args.threads)}
         claims += claims_of(name, {file: one for file, one in results[name].items() if file != "seconds"})
         print(f"{name}: {seconds:.0f} s", flush=True)
+        # After each network: a run that is cut short keeps what it has measured.
+        saved = save("tflite", TITLE, claims, threads=args.threads, seed=args.seed, runs=results)
     show(TITLE, claims)
-    print(save("tflite", TITLE, claims, threads=args.threads, seed=args.seed, runs=results))
+    print(saved)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ Range = tuple[float, float]
 Choice = Literal["minmax", "mse"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 
-INPUTS = 128  # calibration inputs run at most
-SAMPLE = 1 << 15  # values of a tensor that a range is searched on
+INPUTS = 300  # calibration inputs run at most
+SAMPLE = 1 << 16  # values of a tensor that a range is searched on
 
 
 def observe(content: bytes, inputs: Dataset, most: int = INPUTS) -> Activations:

@@ -80,7 +80,7 @@ def for_micro(content: bytes) -> bytes:
     An end that is read or made in floats as well stays as it is.
 
     Args:
-        content: from `smidgen.export.tflite_int8.calibrated`.
+        content: from `smidgen.export.tflite_static.calibrated`.
     """
     model = parse(content)
     (graph,) = model.subgraphs

@@ -6,7 +6,8 @@
 
 (LiteRT 8-bit quantization specification.) Weights that are integers already go into the file as they are, found by
 their values: a row of the converted weight is a multiple of the row of integers. All others are rounded to the nearest.
-Operators without an 8-bit kernel stay in floats between a DEQUANTIZE and a QUANTIZE.
+Operators without an 8-bit kernel stay in floats between a DEQUANTIZE and a QUANTIZE, as do those that are told to; a
+layer's weight is a DEQUANTIZE of integers then.
 """
 
 from __future__ import annotations
@@ -17,14 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-from smidgen.calibrate.answers import true_losses
-from smidgen.calibrate.tflite_ranges import CHOICES, INPUTS, Range, joined, observe
-from smidgen.data import Dataset
+from smidgen.calibrate.tflite_ranges import Range, joined
 from smidgen.export.tflite_graph import drop_clamps, drop_flattening
 from smidgen.export.tflite_weights import multiples, rows_of, stored_as
-from smidgen.runtimes.litert import runner_of
 from smidgen.runtimes.tflite_file import (
     NO_TENSOR,
     constant,
@@ -62,35 +59,9 @@ VERSIONS = {
     "MUL": 2, "MEAN": 2, "SUM": 2, "RELU": 2, "RELU6": 2, "LEAKY_RELU": 2, "LOGISTIC": 2, "TANH": 2, "SOFTMAX": 2,
     "GATHER": 2, "DEQUANTIZE": 2, "DEPTH_TO_SPACE": 2,
 }  # fmt: skip
+ROW_DEQUANTIZE = 5  # version of a DEQUANTIZE whose rows have scales
 SAME = 1e-6  # of a scale, by which those of two rows may differ and be one
 LARGEST_BIAS = 2.0**30  # half of what 32 bits hold, which leaves the sum of products the rest
-
-
-def calibrated(
-    content: bytes, inputs: Dataset, integers: Sequence[np.ndarray] = (), threads: int = 1, *, micro: bool = False
-) -> bytes:
-    """The file in integers of eight bits, with those ranges of its activations that cost it least.
-
-    Each way of choosing ranges is tried on calibration inputs: none is best for all networks (SqueezeNet and
-    MobileNetV2 gain by clipping, ResNet-20 loses).
-
-    Args:
-        content, integers, micro: see `quantized`.
-        inputs: calibration inputs.
-        threads: of the runtime.
-    """
-    activations = observe(content, inputs)
-    some = inputs.array(0, min(INPUTS, len(inputs)))
-    before = answers_of(content, some, threads)
-    tried = [quantized(content, activations.ranges(choice), integers, micro=micro) for choice in CHOICES]
-    losses = [float(true_losses(before, answers_of(each, some, threads)).mean()) for each in tried]
-    return tried[int(np.argmin(losses))]
-
-
-def answers_of(content: bytes, inputs: Dataset, threads: int) -> list[list[torch.Tensor]]:
-    """Outputs of a file, batch by batch."""
-    with runner_of(content, threads) as runner:
-        return [[torch.from_numpy(each) for each in runner.run(batch)] for batch in inputs.batches()]
 
 
 @dataclass(frozen=True)
@@ -228,7 +199,10 @@ class _Quantizer:
         return found
 
     def _as_floats(self, operator: Any) -> None:
-        operator.inputs = [self._whole(int(i)) for i in operator.inputs]
+        inputs, name = [self._whole(int(i)) for i in operator.inputs], operator_name(self.model, operator)
+        if id(operator) in self.floats and name in WEIGHTED:
+            inputs[WEIGHTED[name][1]] = self._unpacked(inputs[WEIGHTED[name][1]], name)
+        operator.inputs = inputs
         self.whole.update({int(i): int(i) for i in operator.outputs})
         self.made.append(operator)
 
@@ -245,6 +219,25 @@ class _Quantizer:
             self.eight[i] = i
         self._raise_version(operator, name)
         self.made.append(operator)
+
+    def _unpacked(self, weight: int, name: str) -> int:
+        """A layer's weight as floats that are made of integers, where there are such for it."""
+        values = constant(self.model, self.graph.tensors[weight])
+        found = None if values is None else self._known(rows_of(values, name))
+        if values is None or found is None:
+            return weight
+        stored, scale = found
+        shared = np.ptp(scale) <= SAME * scale.max()
+        scale = (scale[:1] if shared else scale).astype(np.float32)
+        zeros, axis = np.zeros(len(scale)), WEIGHTED[name][3]
+        packed_weight = self._add(stored_as(stored, values.shape, name), "INT8", scale, zeros, axis)
+        self.whole[packed_weight] = self._like(weight)
+        self.graph.tensors[self.whole[packed_weight]].buffer = 0  # the empty one: it is computed now
+        self._insert("DEQUANTIZE", packed_weight, self.whole[packed_weight])
+        if not shared:
+            code = self.model.operatorCodes[self._code("DEQUANTIZE")]
+            code.version = max(code.version, ROW_DEQUANTIZE)
+        return self.whole[packed_weight]
 
     def _layer(self, operator: Any, name: str) -> None:
         data, weight, bias, axis = WEIGHTED[name]
@@ -270,13 +263,7 @@ class _Quantizer:
 
     def _row_integers(self, rows: np.ndarray, least: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Integers and scales of a weight's rows ``[out, n]``; scales at least so large that the bias fits."""
-        found = None
-        for n, integers in enumerate(self.integers):
-            if integers.size == rows.size and len(integers) == len(rows):
-                found = multiples(rows, integers.reshape(rows.shape))
-                if found is not None:
-                    del self.integers[n]
-                    break
+        found = self._known(rows)
         if found is None:
             scale = np.abs(rows).max(1) / 127
             scale = np.where(scale > 0, scale, scale.max() or 1.0)
@@ -288,6 +275,16 @@ class _Quantizer:
             stored = np.where(changed, np.round(rows / wider[:, None]), stored).astype(np.int8)
             scale = wider
         return stored, scale.astype(np.float32)
+
+    def _known(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """The integers that the rows are multiples of, with their scales, each once."""
+        for n, integers in enumerate(self.integers):
+            if integers.size == rows.size and len(integers) == len(rows):
+                found = multiples(rows, integers.reshape(rows.shape))
+                if found is not None:
+                    del self.integers[n]
+                    return found
+        return None
 
     def _eight(self, i: int, tied: Steps | None) -> int:
         """The number of a tensor's version in integers, made where it is missing."""

@@ -23,6 +23,7 @@ from smidgen.errors import BudgetError, PlanError
 from smidgen.measure.scores import Metric
 from smidgen.methods import AnyMethod, roundings, sharings
 from smidgen.methods._ranks import told_ranks
+from smidgen.pipeline.equalise import better_equalised, with_equalised
 from smidgen.pipeline.ledger import parse_limit, with_ledger
 from smidgen.pipeline.micro import with_sources
 from smidgen.pipeline.options import candidates
@@ -121,6 +122,7 @@ def compress(
     budget = budget or Budget(size=flash)
     check_given(targets, task.roles)
     _check_budget(budget, task, targets[0])
+    task = better_equalised(task, targets[0], progress)
     if methods == "auto" and budget.kind == "default" and bits_named(settings):
         methods = ()  # every layer as it is, at those bits: with factors the fewest bytes would be the least ranks
     options, chosen = candidates(task, methods, progress, settings, targets[0], rounding)
@@ -180,6 +182,7 @@ def apply(
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     parsed.check(task.prepared.sites)
     check_given([parsed.target], task.roles)
+    task = task if parsed.equalised is None else with_equalised(task, parsed.equalised)
     needed = sorted({c.method for c in parsed.choices if c.method is not None})
     targets = check_targets(parsed.target)
     rounding = next((name for name in parsed.settings if name in {**roundings(), **sharings()}), None)

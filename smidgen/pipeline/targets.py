@@ -22,7 +22,7 @@ from smidgen.export.onnx_strip import shortened
 from smidgen.export.prepare import Prepared
 from smidgen.export.static import write_static
 from smidgen.export.tflite import to_tflite
-from smidgen.export.tflite_int8 import calibrated
+from smidgen.export.tflite_static import calibrated
 from smidgen.forms import FLOATS, SHARED, STATIC, Quantized, leaves, width
 from smidgen.planning.widths import in_integers
 from smidgen.runtimes.micro import require_micro
@@ -150,7 +150,7 @@ def _tflite_integers(target: str, source: Source, floats: bytes) -> bytes:
     assert source.inputs is not None  # `check_given` saw to it
     held = [leaf for one in source.stored.values() for leaf in leaves(one.form)]
     integers = [leaf.integers for leaf in held if isinstance(leaf, Quantized) and width(leaf, target)]
-    return calibrated(floats, source.inputs, integers, source.threads, micro=target == "mcu")
+    return calibrated(floats, source.inputs, integers, source.threads, held=source.held, micro=target == "mcu")
 
 
 # What writes a target's file, from its source to a path.

@@ -26,7 +26,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Everything a run works on, opened and checked."""
+    """Everything a run works on, opened and checked; ``equalised`` is α where its channels were, None where not."""
 
     network: Network
     prepared: Prepared
@@ -37,6 +37,7 @@ class Task:
     threads: int
     device: str
     seed: int
+    equalised: float | None = None
 
 
 def open_task(

@@ -66,6 +66,7 @@ class Workshop:
         self.task, self.options, self.progress, self.targets = task, options, progress, tuple(targets)
         self.circumstances: dict[str, Any] = {
             "seed": task.seed, "refit": refit, "data": data_hash(task.roles), "target": self.targets[0],
+            "equalised": task.equalised,
         }  # fmt: skip
         self.folder = Scratch()
         self.known = None
@@ -265,8 +266,8 @@ def in_words(budget: Budget) -> str:
     return f"{budget.latency_ms:g} ms" if budget.latency_ms else f"{budget.faster:g} times faster"
 
 
-def surely_lower(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether paired losses are lower by more than `SURE` standard errors.
+def surely_lower(first: torch.Tensor, second: torch.Tensor, errors: float = SURE) -> bool:
+    """Whether paired losses are lower by more than so many standard errors.
 
     >>> surely_lower(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 3.1, 4.0]))
     True
@@ -274,4 +275,4 @@ def surely_lower(first: torch.Tensor, second: torch.Tensor) -> bool:
     False
     """
     change = first - second
-    return len(change) > 1 and float(change.mean()) < -SURE * float(change.std()) / len(change) ** 0.5
+    return len(change) > 1 and float(change.mean()) < -errors * float(change.std()) / len(change) ** 0.5

@@ -73,6 +73,7 @@ class Plan:
         target: the kind of file whose bytes it was made for.
         data: hash of its calibration inputs, None where it had none.
         price_ms: ν, loss per millisecond, where time had a price; infinity where only time counted (null in JSON).
+        equalised: α of the equalisation of channels that came before it (`smidgen.export.equalise`), None without.
     """
 
     choices: tuple[Choice, ...]
@@ -85,6 +86,7 @@ class Plan:
     moved: str = "weights"
     target: str = "onnx"
     price_ms: float = 0.0
+    equalised: float | None = None
 
     @property
     def loss(self) -> float:
@@ -107,7 +109,7 @@ class Plan:
         entries = {
             "version": VERSION, "network": self.network, "price": price, "settings": self.settings,
             "seed": self.seed, "refit": self.refit, "data": self.data, "moved": self.moved,
-            "target": self.target, "price_ms": price_ms,
+            "target": self.target, "price_ms": price_ms, "equalised": self.equalised,
         }  # fmt: skip
         return json.dumps({**entries, "choices": [asdict(c) for c in self.choices]}, indent=1)
 
@@ -146,6 +148,9 @@ def plan_from_json(text: str) -> Plan:
         price, settings, network = entries.pop("price"), entries.pop("settings"), entries.pop("network")
         seed, refit, data = entries.pop("seed"), entries.pop("refit"), entries.pop("data")
         moved, target = entries.pop("moved"), entries.pop("target")
+        equalised = entries.pop("equalised", None)  # nor has one made before channels were
+        if equalised is not None and not (_number(equalised) and 0 <= equalised <= 1):
+            raise TypeError(f"equalised must be a share or null, not {equalised!r}")
         if moved not in MOVED:
             raise TypeError(f"moved must be one of {', '.join(MOVED)}, not {moved!r}")
         if target not in TARGETS:
@@ -158,7 +163,7 @@ def plan_from_json(text: str) -> Plan:
         if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
             raise TypeError("settings must be an object of objects")
         price, price_ms = (inf if each is None else float(each) for each in (price, price_ms))
-        return Plan(choices, price, network, settings, seed, refit, data, moved, target, price_ms)
+        return Plan(choices, price, network, settings, seed, refit, data, moved, target, price_ms, equalised)
     except PlanError:
         raise
     except Exception as error:

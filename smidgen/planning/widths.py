@@ -67,7 +67,7 @@ def with_widths(option: Options, curvature: Curvature, method: Leaves, target: s
     )  # fmt: skip
 
 
-def in_integers(site: Site, stored: Stored, target: str) -> Stored:
+def in_integers(site: Site, stored: Stored, target: str, curvature: Curvature | None = None) -> Stored:
     """A site that was planned in floats with integers of the target's greatest width, under its weights' own metric.
 
     For a file beside the one that the budget binds. A layer that cannot be rounded stays as it is.
@@ -76,11 +76,12 @@ def in_integers(site: Site, stored: Stored, target: str) -> Stored:
         site: the layer.
         stored: as realised, in floats.
         target: one of `smidgen.forms.WIDTHS` with integers.
+        curvature: of the site, in the place of its weights' own metric.
     """
     how, g = roundings()["gptq"], site.geometry
     if site.refusal is not None or no_rounding(site, how) is not None:
         return stored
-    metric = metric_of(site, weights_only(site))
+    metric = metric_of(site, weights_only(site) if curvature is None else curvature)
     leaf = Precision(site, metric, how, target in STATIC, target in ONE_SCALE).leaf(None, max(widths(g, target)))
     values = torch.as_tensor(grouped(dense(stored.form), g.groups), dtype=torch.float64)
     try:

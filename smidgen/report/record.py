@@ -153,6 +153,7 @@ def record(
     unit = "half the normalised squared error" if values else "nats"
     unit = "relative error" if roles is None else unit
     outside = original["nbytes"] - sum(nbytes(Dense(o.site.weight), o.site.geometry) for o in options)
+    share = outcome.best.plan.equalised
     return {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -175,6 +176,7 @@ def record(
         "measured": {"loss": measured_loss(measured), "nbytes": measured["nbytes"],
                      **_latency(measured["latency_ms"] if any(o.times is not None for o in options) else None)},
         "trials": [_trial(t) for t in outcome.trials],
+        **({} if share is None else {"equalised": share}),
     }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def render_table(result: dict[str, Any]) -> Table:
     (['', 'original', 'onnx'], 4)
     """
     files = _files(result)
-    notes = "\n".join(line for line in (_prediction(result), _notes(files)) if line)
+    notes = "\n".join(line for line in (_prediction(result), _equalised(result), _notes(files)) if line)
     # Text, not strings: rich would read "[n, 4, 8]" in a name or a reason as markup.
     table = Table(title=Text(_title(result)), title_justify="left", caption=Text(notes), caption_justify="left")
     table.add_column("", no_wrap=True)
@@ -186,6 +186,11 @@ def _prediction(result: dict[str, Any]) -> str:
         if predicted is not None or measured is not None:
             pairs.append(f"{_LABELS.get(name, name)} {write(predicted)}, measured {write(measured)}")
     return f"predicted {'; predicted '.join(pairs)}" if pairs else ""
+
+
+def _equalised(result: dict[str, Any]) -> str:
+    share = result.get("equalised")
+    return "" if share is None else f"channels brought nearer to one size before they became integers (α = {share:g})"
 
 
 def _nats(loss: float | int | None) -> str:

@@ -19,7 +19,7 @@ from smidgen.data import Dataset
 from smidgen.errors import LoadError
 from smidgen.export.micro import OPERATORS, c_sources, check_operators, for_micro
 from smidgen.export.tflite import to_tflite
-from smidgen.export.tflite_int8 import calibrated
+from smidgen.export.tflite_static import calibrated
 from smidgen.runtimes.litert import runner_of
 from smidgen.runtimes.micro import open_micro
 from smidgen.runtimes.tflite_file import as_floats, as_stored, end_names, names_of, number_of, operator_name, parse

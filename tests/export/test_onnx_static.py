@@ -19,7 +19,7 @@ from smidgen.export.onnx import fill
 from smidgen.export.onnx_layout import layout, simplified
 from smidgen.export.onnx_static import static
 from smidgen.export.prepare import prepare
-from smidgen.export.static import write_static
+from smidgen.export.static import _Static, write_static
 from smidgen.forms import Dense
 from smidgen.methods import methods, roundings
 from smidgen.model.load import load_network
@@ -109,6 +109,22 @@ def test_the_runtime_computes_every_layer_in_integers(ready, stored, inputs, tmp
     assert not {"Conv", "Gemm", "Add", "GlobalAveragePool", "ReduceMean", "Relu", "Clip"} & ops.keys()
     # tanh has no integer form: floats between integers.
     assert ops["Tanh"] == 1
+
+
+def test_what_is_joined_and_read_by_nothing_else_has_the_range_of_the_join(tmp_path):
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[n, 1, 4, 4] x) => (float[n, 1, 4, 4] y)
+        <int8[1, 1, 1, 1] w = {100}, float[1] s = {0.01}, float[1] t = {0.05}, int8[1, 2, 1, 1] v = {100, 50}>
+        { a = DequantizeLinear<axis = 0>(w, s)  b = DequantizeLinear<axis = 0>(w, t)
+          c = DequantizeLinear<axis = 0>(v, s)
+          p = Conv(x, a)  q = Conv(x, b)  r = Conv(x, a)  j = Concat<axis = 1>(p, q)  k = Concat<axis = 1>(r, q)
+          m = Conv(j, c)  o = Conv(k, c)  i = Add(m, o)  h = Add(i, r)  l = Relu(h)  y = Conv(l, a) }"""
+    x = np.random.default_rng(0).normal(size=(4, 1, 4, 4)).astype(np.float32)
+    work = _Static(parse_model(text), [x], None, 1)
+    found = work.ranges("minmax")
+    assert found["p"] == found["j"] == found["q"]  # q is joined twice, p once
+    assert found["r"].high == pytest.approx(float(x.max()))  # something else reads it
+    assert found["k"] == found["j"]
+    assert found["q"].high == pytest.approx(5 * float(x.max()))
 
 
 def test_answers_are_near_those_of_floats(ready, stored, inputs, tmp_path):

@@ -14,7 +14,8 @@ pytest.importorskip("litert_torch", reason="the tflite extra is not installed")
 from smidgen.calibrate.tflite_ranges import observe
 from smidgen.data import Dataset
 from smidgen.export.tflite import to_tflite
-from smidgen.export.tflite_int8 import calibrated, quantized
+from smidgen.export.tflite_int8 import quantized
+from smidgen.export.tflite_static import calibrated
 from smidgen.runtimes.litert import runner_of
 from smidgen.runtimes.tflite_file import constant, names_of, operator_name, parse
 

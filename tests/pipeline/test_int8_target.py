@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from torch import nn
 import smidgen
 from smidgen.cli import main
 from smidgen.data import open_data
-from smidgen.errors import DataError
+from smidgen.errors import DataError, PlanError
 from smidgen.pipeline import apply, compress
 from smidgen.runtimes.onnxruntime import open_onnx
 
@@ -84,6 +85,33 @@ def test_predicted_bytes_are_near_the_written_ones(small):
 def test_a_saved_plan_makes_the_file_again(small, network, inputs):
     again = apply(network, small.plan.to_json(), [inputs], threads=1)
     assert again.files["onnx-int8"].read_bytes() == small.files["onnx-int8"].read_bytes()
+
+
+def test_channels_of_many_sizes_are_equalised_and_the_saved_plan_says_so(inputs):
+    torch.manual_seed(1)
+    uneven = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(256, 10),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        sizes = 10.0 ** torch.linspace(-2, 2, 16)
+        uneven[0].weight.mul_(sizes.reshape(-1, 1, 1, 1))
+        uneven[0].bias.mul_(sizes)
+        uneven[2].weight.div_(sizes.reshape(1, -1, 1, 1))
+        uneven[5].weight.mul_(20)
+    result = compress(uneven, [inputs], target="onnx-int8", budget=smidgen.Budget(tradeoff=0), threads=1)
+    plan = result.plan.to_json()
+    assert result.plan.equalised in (0.5, 1.0)
+    assert result.record["equalised"] == result.plan.equalised
+    again = apply(uneven, plan, [inputs], threads=1)
+    assert again.files["onnx-int8"].read_bytes() == result.files["onnx-int8"].read_bytes()
+    plain = json.loads(plan)
+    plain["equalised"] = None
+    before = apply(uneven, json.dumps(plain), [inputs], threads=1).record["files"]["onnx-int8"]["kl"]
+    assert result.record["files"]["onnx-int8"]["kl"] < 0.5 * before
+    plain["equalised"] = 2
+    with pytest.raises(PlanError, match="equalised must be a share"):
+        apply(uneven, json.dumps(plain), [inputs], threads=1)
 
 
 def test_without_data_it_says_what_to_do(network, tmp_path, capsys):

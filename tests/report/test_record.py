@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -18,6 +19,7 @@ from smidgen.planning.candidates import gather
 from smidgen.planning.plan import Choice, Plan
 from smidgen.planning.search import Outcome, Trial
 from smidgen.report.record import SCORED, layers, measure_files, measured_loss, record, versions
+from smidgen.report.table import to_text
 from smidgen.site import Site
 
 WEIGHT = np.random.default_rng(0).normal(size=(4, 16)).astype("f4")
@@ -147,6 +149,16 @@ def test_the_fields_and_their_types(unscored, options):
     assert entries["original"] == unscored["original"]
     assert entries["files"] == {"onnx": unscored["onnx"]}
     assert json.loads(json.dumps(entries, allow_nan=False)) == entries
+
+
+def test_channels_that_were_equalised_are_told(unscored, options):
+    trial = Trial(replace(PLAN, equalised=0.5), 2000, 0.5, error=0.25)
+    entries = record(
+        unscored, outcome=Outcome(trial, True, (trial,), ""), budget=Budget(size=1000), options=options,
+        refitted=frozenset(), roles=None, test=None, seed=7, threads=2, seconds=1.5, name="net",
+    )  # fmt: skip
+    assert entries["equalised"] == 0.5
+    assert "nearer to one size before they became integers (α = 0.5)" in " ".join(to_text(entries).split())
 
 
 def test_the_budget_is_told_as_it_was_asked(unscored, options):
