@@ -154,6 +154,11 @@ def layer_of(network: nn.Module, x: torch.Tensor, operator: str) -> str | None:
             graph = torch.export.export(network, (x,)).graph
     except Exception:  # what cannot be exported at all has no layers to name
         return None
+    return layer_in(graph, operator)
+
+
+def layer_in(graph: torch.fx.Graph, operator: str) -> str | None:
+    """`layer_of` for a graph of torch.export."""
     for node in graph.nodes:
         if operator.partition(".")[2].lstrip("_") in str(node.target):  # a decomposed one has an underscore more
             paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]

@@ -14,6 +14,9 @@ LAYER_OVERHEAD = {"linear": 60, "conv": 105, "conv_transpose": 120}
 # The same of a TFLite file: the operator with its options, the tables of weight, bias and result, two aligned buffers.
 # Measured on LeNet, ResNet-20 and MobileNetV2, alike for all kinds; with integers three tensors have scales too.
 TFLITE_OVERHEAD, TFLITE_INT8_OVERHEAD = 230, 300
+# The same of an ExecuTorch program: XNNPACK's nodes and values, with integers those of each conversion too and a scale
+# a row. Measured as the growth from one to four dense layers (650, 1,330) and convolutions (740, 1,330).
+EXECUTORCH_OVERHEAD, EXECUTORCH_INT8_OVERHEAD, EXECUTORCH_ROW = 700, 1330, 4
 # Bytes of one row beside its integers: its scale, that of its bias, and zero points, which layers of equally many rows
 # share: LeNet 8, whose layers all differ, MobileNetV1 1.
 TFLITE_ROW = 4 + 4 + 2
@@ -24,12 +27,12 @@ FLOAT_BYTES = 4
 # Widths of integers, or of indices into a codebook, that a target's file can hold beside floats, the narrowest first.
 WIDTHS: dict[str, tuple[int, ...]] = {
     "onnx-w8": (8,), "onnx-w4": (4, 8), "onnx-int8": (8,), "tflite-int8": (4, 8),
-    "mcu": (8,), "onnx-shared": (1, 2, 3, 4, 5, 6, 7, 8),
+    "mcu": (8,), "onnx-shared": (1, 2, 3, 4, 5, 6, 7, 8), "executorch-int8": (8,),
 }  # fmt: skip
 SHARED: tuple[str, ...] = ("onnx-shared",)  # those of codebooks
-FLOATS = ("onnx", "tflite")  # targets whose file holds floats alone
+FLOATS = ("onnx", "tflite", "executorch")  # targets whose file holds floats alone
 # Those whose file computes in integers: a layer that keeps its floats would cost time, and is not on offer.
-STATIC = frozenset({"onnx-int8", "tflite-int8", "mcu"})
+STATIC = frozenset({"onnx-int8", "tflite-int8", "mcu", "executorch-int8"})
 # TFLite files of integers, in which narrow layers have one scale for all rows; see `NARROW`.
 ONE_SCALE = frozenset({"tflite-int8", "mcu"})
 # Bytes a layer of an ONNX file in integers adds beside those of its weight: Q and D of what it gives, with their scale,
@@ -66,7 +69,7 @@ def nbytes(form: Form, geometry: Geometry, target: str = "onnx", bits: int | Non
     Args:
         form: how the weight is stored.
         geometry: the layer it replaces.
-        target: name of the file kind: float32 ``onnx`` or ``tflite``, or one of `WIDTHS`.
+        target: name of the file kind: one of `FLOATS` or one of `WIDTHS`.
         bits: width of all its leaves, for a form whose integers are not known yet.
 
     Raises:
@@ -117,11 +120,15 @@ def _stage_nbytes(stage: Stage, bits: int | None, target: str) -> int:
         # A weight that has no integers yet is rounded as it is written.
         least = 8 if narrow(g) else widths(g, target)[0]
         return _static_nbytes(stage, max(bits or 8, least))
+    if target == "executorch-int8":
+        return stage.params + EXECUTORCH_ROW * g.out_channels + EXECUTORCH_INT8_OVERHEAD
     extra = 0
     if target == "onnx-int8":
         bits, extra = bits or 8, QDQ_OVERHEAD + QDQ_ROW * g.out_channels
     if bits is None and target == "tflite":
         return FLOAT_BYTES * stage.params + TFLITE_OVERHEAD
+    if bits is None and target == "executorch":
+        return FLOAT_BYTES * stage.params + EXECUTORCH_OVERHEAD
     if bits is None:
         return FLOAT_BYTES * stage.params + LAYER_OVERHEAD[g.kind]
     # Integers of four bits lie two in a byte; each row has a float32 scale.

@@ -59,8 +59,13 @@ _ONNX = frozenset({"", "ai.onnx"})
 Shape = tuple[int, ...]
 
 
-def file_cost(path: str | Path) -> tuple[int, int | None]:
-    """Parameters and multiply-accumulates of an ONNX or a TFLite file; see `onnx_cost`."""
+def file_cost(path: str | Path) -> tuple[int | None, int | None]:
+    """Parameters and multiply-accumulates of an ONNX or a TFLite file; see `onnx_cost`.
+
+    None for both of an ExecuTorch program, whose layers are compiled for XNNPACK.
+    """
+    if Path(path).suffix == ".pte":
+        return None, None
     if Path(path).suffix == ".tflite":
         from smidgen.measure.tflite_cost import tflite_cost  # LiteRT's schema is optional
 

@@ -86,9 +86,9 @@ def compress(
             entropy-coded; `smidgen.unpack` gives back the ONNX file), ``"onnx"`` (floats), ``"onnx-w8"`` or
             ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear), ``"onnx-shared"``
             (weights that share 2 to 256 values a layer, as packed indices), ``"onnx-int8"`` (static: activations too;
-            it computes in integers, and needs data), ``"tflite"`` (floats), ``"tflite-int8"`` (weights and
-            activations of 8 bits, float ends; needs data) or ``"mcu"`` (the same with integers at the ends too, for
-            TensorFlow Lite Micro, and C sources).
+            it computes in integers, and needs data), ``"tflite"`` or ``"executorch"`` (floats), ``"tflite-int8"`` or
+            ``"executorch-int8"`` (weights and activations of 8 bits, float ends; needs data) or ``"mcu"`` (TFLite with
+            integers at the ends too, for TensorFlow Lite Micro, and C sources).
         rounding: how integers are found, for a target that holds them: ``"gptq"``, ``"rate_aware"`` or ``"nearest"``;
             ``"kmeans"`` shares weights, for ``"archive"`` and ``"onnx-shared"``. With
             ``settings={"kmeans": {"bits": 5}}`` and no budget every layer that gets smaller by it shares 32 values.

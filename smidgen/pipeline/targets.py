@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from smidgen.budget import FILES, parse_target
 from smidgen.data import Dataset
 from smidgen.errors import BudgetError, DataError
 from smidgen.export.archive import pack_archive, unpack_archive
+from smidgen.export.executorch import to_executorch, to_executorch_int8
 from smidgen.export.files import write_bytes
 from smidgen.export.micro import check_operators, for_micro
 from smidgen.export.onnx import integer_tensors, write
@@ -24,7 +25,9 @@ from smidgen.export.static import write_static
 from smidgen.export.tflite import to_tflite
 from smidgen.export.tflite_static import calibrated
 from smidgen.forms import FLOATS, SHARED, STATIC, Quantized, leaves, width
+from smidgen.model.replace import with_forms
 from smidgen.planning.widths import in_integers
+from smidgen.runtimes.executorch import require_executorch
 from smidgen.runtimes.micro import require_micro
 from smidgen.runtimes.tflite_file import require_litert
 from smidgen.site import Stored
@@ -49,6 +52,8 @@ def check_targets(names: str | Sequence[str]) -> tuple[str, ...]:
             require_micro(f"target: {name}")
         if name.startswith("tflite") or name == "mcu":
             require_litert(f"target: {name}", "litert_torch")  # said before an hour's work, not after
+        if name.startswith("executorch"):
+            require_executorch(f"target: {name}")
     if not given:
         raise BudgetError(f"target: none is given; use one of {', '.join(FILES)}")
     return given
@@ -148,9 +153,28 @@ def _mcu(source: Source, path: Path) -> None:
 
 def _tflite_integers(target: str, source: Source, floats: bytes) -> bytes:
     assert source.inputs is not None  # `check_given` saw to it
-    held = [leaf for one in source.stored.values() for leaf in leaves(one.form)]
-    integers = [leaf.integers for leaf in held if isinstance(leaf, Quantized) and width(leaf, target)]
+    integers = _held(source, target)
     return calibrated(floats, source.inputs, integers, source.threads, held=source.held, micro=target == "mcu")
+
+
+def _held(source: Source, target: str) -> list[np.ndarray]:
+    """The integers that a target's file takes as they are."""
+    held = [leaf for one in source.stored.values() for leaf in leaves(one.form)]
+    return [leaf.integers for leaf in held if isinstance(leaf, Quantized) and width(leaf, target)]
+
+
+def _executorch(source: Source, path: Path) -> None:
+    write_bytes(to_executorch(source.model, torch.from_numpy(source.example)), path)
+
+
+def _executorch_int8(source: Source, path: Path) -> None:
+    target, inputs, example = "executorch-int8", source.inputs, torch.from_numpy(source.example)
+    assert inputs is not None  # `check_given` saw to it
+    if source.bound in FLOATS:
+        sites = source.prepared.sites
+        stored = {each.name: in_integers(each, source.stored[each.name], target) for each in sites}
+        source = replace(source, stored=stored, model=with_forms(source.prepared.module, sites, stored))
+    write_bytes(to_executorch_int8(source.model, example, inputs, _held(source, target)), path)
 
 
 # What writes a target's file, from its source to a path.
@@ -158,6 +182,7 @@ _WRITERS: dict[str, Callable[[Source, Path], None]] = {
     "archive": _archive, "onnx-w8": partial(_integers, "onnx-w8"), "onnx-w4": partial(_integers, "onnx-w4"),
     "onnx-int8": partial(_integers, "onnx-int8"), "onnx-shared": partial(_integers, "onnx-shared"),
     "tflite": _tflite, "tflite-int8": _tflite_int8, "mcu": _mcu,
+    "executorch": _executorch, "executorch-int8": _executorch_int8,
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ SCHEMA_VERSION = 1
 SCORED = ("accuracy", "roc_auc", "agreement", "kl", "top5", "output_error", "metric")
 PACKAGES = (
     "smidgen", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "litert-torch", "ai-edge-litert", "tflite-micro",
+    "executorch",
 )  # fmt: skip
 UNTIMED = "this machine's time says nothing of a microcontroller's"
 
@@ -70,6 +71,8 @@ def measure_files(
         entries[name].update(_timing(timed.get(name)))
         if name not in timed:
             entries[name]["why"]["latency_ms"] = UNTIMED
+        if count is None:
+            entries[name]["why"].update(dict.fromkeys(("params", "macs"), "not counted in a compiled program"))
     return entries
 
 

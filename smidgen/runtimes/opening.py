@@ -51,8 +51,14 @@ def _open_tflite(path: Path, threads: int) -> Runner:
     return open_tflite(path, threads)
 
 
+def _open_pte(path: Path, threads: int) -> Runner:
+    from smidgen.runtimes.executorch import open_pte  # ExecuTorch is optional
+
+    return open_pte(path, threads)
+
+
 # What opens a file, by the end of its name.
-_OPENERS: dict[str, Callable[[Path, int], Runner]] = {".onnx": open_onnx, ".tflite": _open_tflite}
+_OPENERS: dict[str, Callable[[Path, int], Runner]] = {".onnx": open_onnx, ".tflite": _open_tflite, ".pte": _open_pte}
 
 
 def open_file(path: str | Path, threads: int = 1) -> Runner:
@@ -67,7 +73,7 @@ def open_file(path: str | Path, threads: int = 1) -> Runner:
 
     >>> open_file("model.doc")
     Traceback (most recent call last):
-    smidgen.errors.LoadError: runtime: nothing here runs 'model.doc'; give a file that ends in .onnx, .tflite
+    smidgen.errors.LoadError: runtime: nothing here runs 'model.doc'; give a file that ends in .onnx, .tflite, .pte
     """
     path = Path(path)
     opener = _OPENERS.get(path.suffix)

@@ -172,7 +172,7 @@ def test_plans_that_do_not_fit(refused: Refused, out: Path, tmp_path: Path, netw
         (("compress", "x.onnx", "--ratoi=3"), "did you mean '--ratio'"),
         (("compress", "x.onnx", "y.onnx"), "'y.onnx' is one argument too many"),
         (("compress", "x.onnx", "--target", "tflyte"), "did you mean tflite"),
-        (("compress", "x.onnx", "--target", "executorch"), "not written by this version"),
+        (("compress", "x.onnx", "--target", "coreml"), "'coreml' is not one of archive, onnx"),
         (("compress", "x.onnx", "--methods", "sdv"), "did you mean 'svd'"),
         (("compress", "x.onnx", "--methods", "liner=svd"), "did you mean 'linear'"),
         (("compress", "x.onnx", "--methods", "svd,conv=cp"), "methods"),

@@ -203,8 +203,17 @@ def test_costs_of_a_transposed_convolution_by_hand():
 
 
 def test_an_unknown_target_has_no_byte_model():
-    with pytest.raises(ValueError, match="'executorch'"):
-        nbytes(Dense(hollow(4, 4)), Geometry("linear", 4, 4), "executorch")
+    with pytest.raises(ValueError, match="'coreml'"):
+        nbytes(Dense(hollow(4, 4)), Geometry("linear", 4, 4), "coreml")
+
+
+def test_bytes_of_an_executorch_program():
+    geometry, weight = Geometry("linear", 30, 20), Dense(hollow(20, 30))
+    alone = nbytes(Dense(hollow(1, 1)), Geometry("linear", 1, 1), "executorch") - 4
+    assert nbytes(weight, geometry, "executorch") == 4 * 600 + alone
+    alone = nbytes(Dense(hollow(1, 1)), Geometry("linear", 1, 1), "executorch-int8") - 5
+    assert nbytes(weight, geometry, "executorch-int8") == nbytes(weight, geometry, "executorch-int8", 8)
+    assert nbytes(weight, geometry, "executorch-int8") == 600 + 4 * 20 + alone, "a scale a row"
 
 
 def test_stages_tell_the_costs():

@@ -157,7 +157,7 @@ def test_on_the_command_line(given, tmp_path, capsys):
     assert main(["eval", str(tmp_path / "out" / "model.w8.onnx"), "--against", model, "--data", data, "-q"]) == 0
 
 
-@pytest.mark.parametrize("target", ["onnx-w2", "executorch", ""])
+@pytest.mark.parametrize("target", ["onnx-w2", "coreml", ""])
 def test_a_target_that_is_not_written_is_one_line(given, target, tmp_path, capsys):
     capsys.readouterr()
     asked = ["compress", str(given[0]), "--size", "16kB", "--target", target, "-o", str(tmp_path / "out")]
