@@ -21,7 +21,7 @@ from torch import nn
 from smidgen.budget import Budget
 from smidgen.errors import BudgetError, PlanError
 from smidgen.measure.scores import Metric
-from smidgen.methods import AnyMethod, roundings, sharings
+from smidgen.methods import AnyMethod, Pruning, prunings, roundings, sharings
 from smidgen.methods._ranks import told_ranks
 from smidgen.pipeline.ledger import parse_limit, with_ledger
 from smidgen.pipeline.micro import with_sources
@@ -34,6 +34,7 @@ from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
 from smidgen.planning.candidates import Options
 from smidgen.planning.pace import guarded, saved_ms, spend_ms
 from smidgen.planning.plan import Plan, plan_from_json
+from smidgen.planning.prune import pruned_plan
 from smidgen.planning.realise import Refit
 from smidgen.planning.search import Outcome, PlanAt, Trial, search_drop, search_size
 from smidgen.planning.search_time import search_time
@@ -121,6 +122,7 @@ def compress(
     budget = budget or Budget(size=flash)
     check_given(targets, task.roles)
     _check_budget(budget, task, targets[0])
+    methods = prunings_named(settings) or methods if methods == "auto" else methods
     if methods == "auto" and budget.kind == "default" and bits_named(settings):
         methods = ()  # every layer as it is, at those bits: with factors the fewest bytes would be the least ranks
     options, chosen = candidates(task, methods, progress, settings, targets[0], rounding)
@@ -205,6 +207,8 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
     def plan_at(price: float, price_ms: float = 0.0) -> Plan:
         return replace(allocate(options, price, chosen, price_ms), **work.circumstances)
 
+    if budget.kind == "default" and pruning_chosen(chosen):
+        return Outcome(work.trial(replace(pruned_plan(options, chosen), **work.circumstances)), met=True)
     if budget.kind == "default" and ranks_chosen(chosen):
         return Outcome(work.trial(plan_at(inf)), met=True)
     if budget.kind == "default" and bits_chosen(chosen) and not any(option.families for option in options):
@@ -225,6 +229,20 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
 def ranks_chosen(chosen: Mapping[str, AnyMethod]) -> list[str]:
     """The methods whose ranks are not chosen by the price."""
     return [name for name, method in chosen.items() if getattr(method.settings, "ranks", "price") != "price"]
+
+
+def pruning_chosen(chosen: Mapping[str, AnyMethod]) -> bool:
+    """Whether the user asked for single weights to be removed."""
+    return any(isinstance(method, Pruning) for method in chosen.values())
+
+
+def prunings_named(settings: Mapping[str, Mapping[str, Any]] | None) -> tuple[str, ...]:
+    """The prunings that settings are given for.
+
+    >>> prunings_named({"obs": {"sparsity": 0.7}}), prunings_named({"svd": {"rank": 3}})
+    (('obs',), ())
+    """
+    return tuple(name for name in prunings() if name in (settings or {}))
 
 
 def bits_named(settings: Mapping[str, Mapping[str, Any]] | None) -> bool:

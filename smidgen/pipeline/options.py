@@ -13,11 +13,22 @@ from smidgen.data import Dataset
 from smidgen.errors import PlanError
 from smidgen.forms import FLOATS, SHARED, STATIC, WIDTHS, Dense, macs
 from smidgen.measure.memory import release
-from smidgen.methods import AnyMethod, Leaves, Rounding, Sharing, choose_methods, choose_rounding, sharings
+from smidgen.methods import (
+    AnyMethod,
+    Leaves,
+    Method,
+    Pruning,
+    Rounding,
+    Sharing,
+    choose_methods,
+    choose_rounding,
+    sharings,
+)
 from smidgen.pipeline.task import Progress, Task, Threads
 from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.precision import with_precision
 from smidgen.planning.probe import SHARES, probe
+from smidgen.planning.prune import with_pruned
 from smidgen.planning.widths import with_widths
 from smidgen.site import Curvature
 
@@ -52,25 +63,43 @@ def candidates(
     # long for little (ResNet-20 at 60 kB: one layer of twenty takes one). Who names them gets them.
     integers = target == "archive" or target in WIDTHS
     wanted = "svd" if methods == "auto" and integers else methods
-    asked, allowed = choose_methods(wanted, settings or {})
+    named, allowed = choose_methods(wanted, settings or {})
+    pruning = check_pruning(named)
+    asked = {name: method for name, method in named.items() if isinstance(method, Method)}
     how = rounding_for(target, rounding, settings or {})
-    chosen: dict[str, AnyMethod] = {**asked, how.name: how} if integers else {**asked}
+    chosen: dict[str, AnyMethod] = {**named, how.name: how} if integers else {**named}
     sites = task.prepared.sites
     with Threads(task.threads):
         curvatures = _curvatures(task, progress)
         tick = _ticks(progress, "candidates", len(sites))
+        asking = {kind: [name for name in names if name in asked] for kind, names in allowed.items()}
         options = gather(
-            sites, curvatures, asked, allowed=allowed, target=target if target in {*FLOATS, *STATIC} else "onnx",
+            sites, curvatures, asked, allowed=asking, target=target if target in {*FLOATS, *STATIC} else "onnx",
             device=task.device, seed=task.seed, tick=tick,
         )  # fmt: skip
+        if pruning is not None:
+            options = with_pruned(options, curvatures, pruning, allowed, target if target in FLOATS else "onnx")
         options = [_rounded(o, curvatures.get(o.site.name, weights_only(o.site)), how, target) for o in options]
-        if task.roles is not None:
+        if task.roles is not None and pruning is None:
             # Not the inputs that the forms were fitted to: on those an overfitted layer looks free.
             inputs = kept_batches(task.roles.selection, probe_inputs(options))
             tick = _ticks(progress, "probe", len(sites))
             options = probe(task.prepared.module, options, inputs, device=task.device, tick=tick)
             release()
     return options, chosen
+
+
+def check_pruning(named: Mapping[str, Method | Pruning]) -> Pruning | None:
+    """The pruning among the methods named, if any.
+
+    Raises:
+        PlanError: it is not alone.
+    """
+    found = [method for method in named.values() if isinstance(method, Pruning)]
+    if found and len(named) > 1:
+        raise PlanError(f"methods: {found[0].name} prunes all layers to one sparsity, and stands alone; "
+                        f"leave {', '.join(name for name in named if name != found[0].name)} out")  # fmt: skip
+    return found[0] if found else None
 
 
 def _curvatures(task: Task, progress: Progress) -> dict[str, Curvature]:
