@@ -144,6 +144,10 @@ class Pruning(Protocol):
         """The same with other settings."""
         ...
 
+    def variants(self) -> Sequence[Pruning]:
+        """Itself with what was left open decided in each way there is; the first is taken where nothing tells."""
+        ...
+
 
 # How leaves become small; and all that a plan keeps the settings of.
 Leaves = Rounding | Sharing

@@ -86,6 +86,10 @@ class Pruned:
         values: dict[str, Any] = {**asdict(self.settings), **settings}
         return replace(self, settings=type(self.settings)(**values))
 
+    def variants(self) -> tuple[Pruned, ...]:
+        """Itself with what was left open decided in each way there is; which one is best, true losses tell."""
+        return (self,)
+
     def scores(
         self,
         weight: Float[Tensor, "groups out n"],

@@ -18,9 +18,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smidgen.methods._pruned import Pruned, Settings
+from smidgen.methods._pruned import Pruned
+from smidgen.methods._pruned import Settings as Common
 from smidgen.numerics.cancellation import Factor, cancel
-from smidgen.numerics.pruning import surgery, survivors
+from smidgen.numerics.pruning import activity, surgery, survivors
+
+
+@dataclass(frozen=True)
+class Settings(Common):
+    """Settings of `Obs`.
+
+    Args:
+        ahead: whether a score counts what the other weights will make good; else it is ½ g_i A_jj w_ij². None tries both
+            where there are inputs to measure on: of wide layers a few inputs tell little (LeNet's dense layer has 2,450
+            columns: at 90 % a KL of 0.027 with it, 0.011 without).
+    """
+
+    ahead: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ahead not in (None, True, False):
+            raise ValueError(f"ahead={self.ahead!r} must be true, false or none")
 
 
 @dataclass(frozen=True)
@@ -36,8 +55,16 @@ class Obs(Pruned):
     """
 
     def scores(self, weight: Tensor, factors: list[Factor] | Tensor, rows: Tensor, price: float) -> Tensor:
-        """½ g_i L_jj² t_ij², with what costs less than the price removed on the way."""
+        """½ g_i L_jj² t_ij², with what costs less than the price removed on the way; or ½ g_i A_jj w_ij²."""
+        if getattr(self.settings, "ahead", None) is False:
+            return 0.5 * rows.to(torch.float64)[:, :, None] * activity(weight, factors).square()
         return surgery(weight, factors, rows, price)
+
+    def variants(self) -> tuple[Pruned, ...]:
+        """With and without what others will make good, where nobody said."""
+        if getattr(self.settings, "ahead", None) is not None:
+            return (self,)
+        return self.with_settings(ahead=True), self.with_settings(ahead=False)
 
     def values(
         self, weight: Tensor, moment: Tensor | None, factors: list[Factor] | Tensor, kept: Tensor

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from smidgen.calibrate.answers import outputs_of, true_loss
 from smidgen.calibrate.curvature import collect
 from smidgen.calibrate.norms import curvature_of
 from smidgen.data import Dataset
 from smidgen.errors import PlanError
-from smidgen.forms import FLOATS, SHARED, STATIC, WIDTHS, Dense, macs
+from smidgen.forms import FLOATS, SHARED, STATIC, WIDTHS, Dense, Masked, macs
 from smidgen.measure.memory import release
 from smidgen.methods import (
     AnyMethod,
@@ -24,13 +26,14 @@ from smidgen.methods import (
     choose_rounding,
     sharings,
 )
+from smidgen.model.replace import with_forms
 from smidgen.pipeline.task import Progress, Task, Threads
 from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.precision import with_precision
-from smidgen.planning.probe import SHARES, probe
-from smidgen.planning.prune import with_pruned
+from smidgen.planning.probe import SHARES, losses_alone, probe
+from smidgen.planning.prune import Alone, Together, with_pruned
 from smidgen.planning.widths import with_widths
-from smidgen.site import Curvature
+from smidgen.site import Curvature, Stored
 
 PROBE_INPUTS = 512  # selection inputs that a probe of the true loss uses at most
 PROBE_MACS = 4e11  # most multiplications of all probes: some ten seconds on a small machine
@@ -78,7 +81,8 @@ def candidates(
             device=task.device, seed=task.seed, tick=tick,
         )  # fmt: skip
         if pruning is not None:
-            options = with_pruned(options, curvatures, pruning, allowed, target if target in FLOATS else "onnx")
+            floats = target if target in FLOATS else "onnx"
+            options = with_pruned(options, curvatures, pruning, allowed, floats, _truth(task, options))
         options = [_rounded(o, curvatures.get(o.site.name, weights_only(o.site)), how, target) for o in options]
         if task.roles is not None and pruning is None:
             # Not the inputs that the forms were fitted to: on those an overfitted layer looks free.
@@ -87,6 +91,30 @@ def candidates(
             options = probe(task.prepared.module, options, inputs, device=task.device, tick=tick)
             release()
     return options, chosen
+
+
+def _truth(task: Task, options: list[Options]) -> tuple[Alone, Together] | None:
+    """True losses of pruned forms on selection inputs, which no form was fitted to."""
+    if task.roles is None:
+        return None
+    inputs = kept_batches(task.roles.selection, probe_inputs(options))
+    sites = {option.site.name: option.site for option in options}
+
+    def alone(forms: Mapping[str, Masked]) -> dict[str, float]:
+        pairs = {name: (sites[name], form) for name, form in forms.items()}
+        return losses_alone(task.prepared.module, pairs, inputs, device=task.device)
+
+    def together(forms: Mapping[str, Masked]) -> float:
+        stored = {name: Stored(form, sites[name].bias) for name, form in forms.items()}
+        pruned, before, after = with_forms(task.prepared.module, list(sites.values()), stored), [], []
+        with torch.no_grad():
+            for batch in inputs:
+                x = torch.from_numpy(batch).to(task.device)
+                before.append(outputs_of(task.prepared.module(x)))
+                after.append(outputs_of(pruned(x)))
+        return true_loss(before, after)
+
+    return alone, together
 
 
 def check_pruning(named: Mapping[str, Method | Pruning]) -> Pruning | None:

@@ -3,12 +3,17 @@
 Scores that count with the price (`smidgen.methods.obs`) are asked again at the threshold that the last ones gave, until
 it stands. Exactly the share that was asked for goes, of the weights of the layers that are not left alone; each keeps
 one at least.
+
+Where there are inputs, scores in nats are held against the truth: each layer's g is multiplied by the root of its true
+loss over the predicted one (removing many weights is no small change, and how far the prediction is off differs from
+layer to layer), and of all ways tried the one is kept whose network has the least true loss. ResNet-20 at 70 %: a KL of
+0.25 with the predicted losses, 0.11 so, 0.14 without the root.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from math import inf
@@ -27,7 +32,13 @@ from smidgen.planning.metric import DAMP, Metric, metric_of
 from smidgen.planning.plan import Plan, fingerprint
 from smidgen.site import Curvature, Site, grouped
 
+# True loss and predicted one of a layer, by their forms; of all layers together, by all forms.
+Alone = Callable[[Mapping[str, Masked]], Mapping[str, float]]
+Together = Callable[[Mapping[str, Masked]], float]
+
+MOST_FACTOR = 100.0  # of a layer's true loss over its predicted one, beside the others': beyond, it is noise
 ROUNDS = 4  # the price stands after two or three
+LEAST = 1e-12  # nats
 START = 0.3  # of the price without compensation: most of what goes is made good
 
 
@@ -66,6 +77,7 @@ def with_pruned(
     pruning: Pruning,
     allowed: Mapping[str, Sequence[str]],
     target: str = "onnx",
+    truth: tuple[Alone, Together] | None = None,
 ) -> list[Options]:
     """Every site's options with its pruned form, all at one sparsity.
 
@@ -75,6 +87,7 @@ def with_pruned(
         pruning: what goes first, and its settings.
         allowed: names of the methods that may touch each layer kind.
         target: the file whose bytes count.
+        truth: tells true losses of forms, alone and together; None where there are no inputs.
 
     Raises:
         PlanError: no sparsity is named, a protected layer is not there, or too few weights would be left.
@@ -93,16 +106,15 @@ def with_pruned(
             layers[site.name] = _layer(site, curvatures.get(site.name, weights_only(site)))
         except Refusal as refusal:
             refusals[site.name] = str(refusal)
-    kept = _chosen(layers, pruning) if layers else {}
+    forms = _best(layers, pruning, truth) if layers else {}
     result = []
     for option in options:
         site = option.site
         if site.name not in layers:
             result.append(replace(option, refusals={**option.refusals, name: refusals[site.name]}))
             continue
-        form = _form(layers[site.name], pruning, kept[site.name])
         curvature = curvatures.get(site.name, weights_only(site))
-        result.append(_offering(option, form, name, curvature, target))
+        result.append(_offering(option, forms[site.name], name, curvature, target))
     return result
 
 
@@ -163,6 +175,51 @@ def _layer(site: Site, curvature: Curvature) -> _Layer:
         raise Refusal("pruning: the weight holds nan or inf")
     metric = metric_of(site, curvature)
     return _Layer(site, weight, metric, metric.factors, metric.rows(*weight.shape[:2]))
+
+
+def _best(
+    layers: Mapping[str, _Layer], pruning: Pruning, truth: tuple[Alone, Together] | None
+) -> dict[str, Masked]:  # fmt: skip
+    """The forms of the way that loses least, of those that are tried."""
+    ways = pruning.variants()
+    if truth is None or (len(ways) == 1 and not _counts_loss(pruning)):
+        return _forms(layers, ways[0])
+    alone, together = truth
+    best, least = dict[str, Masked](), inf
+    for way in ways:
+        forms = _forms(layers, way)
+        tried = [forms]
+        if _counts_loss(way):
+            factors = _factors(layers, forms, alone(forms))
+            scaled = {name: replace(each, rows=factors[name] * each.rows) for name, each in layers.items()}
+            tried.append(_forms(scaled, way))
+        for each in tried:
+            loss = together(each)
+            if loss < least or not best:
+                best, least = each, loss
+    return best
+
+
+def _counts_loss(pruning: Pruning) -> bool:
+    """Whether its scores are losses that several layers share a threshold of."""
+    return hasattr(pruning.settings, "ahead") and pruning.settings.scope == "global" and not pruning.settings.kept_of
+
+
+def _factors(layers: Mapping[str, _Layer], forms: Mapping[str, Masked], true: Mapping[str, float]) -> dict[str, float]:
+    """√(true loss / predicted one) of each layer, beside the mean of all."""
+    ratios = {}
+    for name, layer in layers.items():
+        change = layer.weight - torch.as_tensor(forms[name].values).to(layer.weight).reshape(layer.weight.shape)
+        gram = layer.metric.inputs.between(change, change).diagonal(dim1=1, dim2=2)
+        predicted = 0.5 * float((layer.rows * gram).sum())
+        ratios[name] = max(true[name], LEAST) / max(predicted, LEAST)
+    middle = float(np.exp(np.mean(np.log(list(ratios.values())))))
+    return {name: float(np.clip(each / middle, 1 / MOST_FACTOR, MOST_FACTOR)) ** 0.5 for name, each in ratios.items()}
+
+
+def _forms(layers: Mapping[str, _Layer], pruning: Pruning) -> dict[str, Masked]:
+    kept = _chosen(layers, pruning)
+    return {name: _form(layer, pruning, kept[name]) for name, layer in layers.items()}
 
 
 def _form(layer: _Layer, pruning: Pruning, kept: Tensor) -> Masked:
