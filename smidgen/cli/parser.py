@@ -129,7 +129,8 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     _add_work(parser)
     parser.add_argument(
         "--methods", "--method", metavar="NAMES", default="auto",
-        help="svd,cp,spatial,tucker2 or by layer kind: linear=svd,conv=tucker2 (all by default)",
+        help="svd,cp,spatial,tucker2 or by layer kind: linear=svd,conv=tucker2 (all by default); or one that removes "
+        "single weights: obs, wanda, magnitude",
     )  # fmt: skip
     parser.add_argument(
         "--ranks", metavar="HOW", default="price",
@@ -142,6 +143,11 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bits", metavar="N", type=int, help="share weights: 2^N values a layer, 1 to 8 (default: the price chooses)"
     )
+    pruning = parser.add_argument_group("pruning of single weights (by --methods obs unless another is named)")
+    pruning.add_argument("--sparsity", metavar="SHARE", help="of the weights that goes: 70%% or 0.7")
+    pruning.add_argument("--pattern", metavar="N:M", help="keep N of every M neighbouring input channels: 2:4")
+    pruning.add_argument("--scope", metavar="NAME", help="compare weights over all layers (global), a layer, or a row")
+    pruning.add_argument("--protect", metavar="NAMES", help="layers left whole, or patterns: conv1,head*")
     parser.add_argument(
         "--target",
         default="onnx",

@@ -29,9 +29,9 @@ class Settings(Common):
     """Settings of `Obs`.
 
     Args:
-        ahead: whether a score counts what the other weights will make good; else it is ½ g_i A_jj w_ij². None tries both
-            where there are inputs to measure on: of wide layers a few inputs tell little (LeNet's dense layer has 2,450
-            columns: at 90 % a KL of 0.027 with it, 0.011 without).
+        ahead: whether a score counts what the other weights will make good; else it is ½ g_i A_jj w_ij². None tries
+            both where there are inputs to measure on: of wide layers a few inputs tell little (LeNet's dense layer has
+            2,450 columns: at 90 % a KL of 0.027 with it, 0.011 without).
     """
 
     ahead: bool | None = None

@@ -79,9 +79,12 @@ def compress(
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
         weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
         example: one batch of inputs, needed where neither data nor the file tell the shape.
-        methods: ``"auto"`` for all, names, or names by layer kind: ``{"linear": ["svd"], "conv": ["cp"]}``.
+        methods: ``"auto"`` for all, names, or names by layer kind: ``{"linear": ["svd"], "conv": ["cp"]}``. Or one
+            pruning of single weights: ``"obs"`` (by curvature, the others making good), ``"wanda"``, ``"magnitude"``.
         settings: of methods, by name: ``{"svd": {"ranks": "vbmf", "multiple": 8}}``. Where ranks are not chosen by the
-            price and no budget is given, every layer takes its rank if that makes it smaller.
+            price and no budget is given, every layer takes its rank if that makes it smaller. Of prunings:
+            ``{"obs": {"sparsity": 0.7}}`` removes 70 % of all weights, ``{"obs": {"pattern": "2:4"}}`` two of four;
+            ``"scope": "layer"`` the share of each layer, ``"protect": ["head*"]`` leaves layers whole.
         target: the kind of file the budget binds, or several, the first of which it binds: ``"archive"`` (integers,
             entropy-coded; `smidgen.unpack` gives back the ONNX file), ``"onnx"`` (floats), ``"onnx-w8"`` or
             ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear), ``"onnx-shared"``
@@ -128,7 +131,8 @@ def compress(
     options, chosen = candidates(task, methods, progress, settings, targets[0], rounding)
     check_ranks(options, chosen)
     with Threads(task.threads):
-        guard = guards(budget, targets[0]) if guard is None else guard
+        # Zeros take as long as other weights: there is nothing to time.
+        guard = (guards(budget, targets[0]) and not pruning_chosen(chosen)) if guard is None else guard
         if guard or budget.timed:
             options = with_times(options, task.threads, progress)
         work = Workshop(task, options, refit, progress, budget, targets=targets)

@@ -32,6 +32,8 @@ _LABELS = {
     "loss_points": "lost points",
     "loss_interval": "interval",
 }
+# Files that store a zero as any other float.
+DENSE = ("onnx", "tflite")
 # Fields of a file that only say how it differs from the original: a dash in its column needs no reason.
 _COMPARISONS = frozenset({"agreement", "kl", "output_error", "loss_points", "loss_interval"})
 
@@ -48,7 +50,7 @@ def render_table(result: dict[str, Any]) -> Table:
     (['', 'original', 'onnx'], 4)
     """
     files = _files(result)
-    notes = "\n".join(line for line in (_prediction(result), _notes(files)) if line)
+    notes = "\n".join(line for line in (_pruning(result), _prediction(result), _notes(files)) if line)
     # Text, not strings: rich would read "[n, 4, 8]" in a name or a reason as markup.
     table = Table(title=Text(_title(result)), title_justify="left", caption=Text(notes), caption_justify="left")
     table.add_column("", no_wrap=True)
@@ -186,6 +188,21 @@ def _prediction(result: dict[str, Any]) -> str:
         if predicted is not None or measured is not None:
             pairs.append(f"{_LABELS.get(name, name)} {write(predicted)}, measured {write(measured)}")
     return f"predicted {'; predicted '.join(pairs)}" if pairs else ""
+
+
+def _pruning(result: dict[str, Any]) -> str:
+    """How many weights were removed, and what a dense file says of them."""
+    told = result.get("pruning")
+    if not told:
+        return ""
+    text = (
+        f"pruned by {told['method']}: {wording.share(told['sparsity'])} of {wording.count(told['weights'])} weights "
+        "are zero"
+    )
+    dense = [name for name in result.get("files", {}) if name in DENSE]
+    if not dense:
+        return text
+    return f"{text}; a dense file ({', '.join(dense)}) stores them all the same: its size does not change"
 
 
 def _nats(loss: float | int | None) -> str:
