@@ -151,8 +151,8 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         default="onnx",
-        help="file the budget binds: onnx, onnx-int8, onnx-w8, onnx-w4, onnx-shared, tflite, tflite-int8, mcu or "
-        "archive; of several with commas, the first",
+        help="file the budget binds: onnx, onnx-int8, onnx-w8, onnx-w4, onnx-shared, onnx-sparse, tflite, tflite-int8, "
+        "mcu or archive; of several with commas, the first",
     )
     parser.add_argument(
         "--max-ram",

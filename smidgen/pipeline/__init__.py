@@ -88,7 +88,8 @@ def compress(
         target: the kind of file the budget binds, or several, the first of which it binds: ``"archive"`` (integers,
             entropy-coded; `smidgen.unpack` gives back the ONNX file), ``"onnx"`` (floats), ``"onnx-w8"`` or
             ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear), ``"onnx-shared"``
-            (weights that share 2 to 256 values a layer, as packed indices), ``"onnx-int8"`` (static: activations too;
+            (weights that share 2 to 256 values a layer, as packed indices), ``"onnx-sparse"`` (floats, zeros left out),
+            ``"onnx-int8"`` (static: activations too;
             it computes in integers, and needs data), ``"tflite"`` (floats), ``"tflite-int8"`` (weights and
             activations of 8 bits, float ends; needs data) or ``"mcu"`` (the same with integers at the ends too, for
             TensorFlow Lite Micro, and C sources).

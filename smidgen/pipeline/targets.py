@@ -23,7 +23,7 @@ from smidgen.export.prepare import Prepared
 from smidgen.export.static import write_static
 from smidgen.export.tflite import to_tflite
 from smidgen.export.tflite_int8 import calibrated
-from smidgen.forms import FLOATS, SHARED, STATIC, Quantized, leaves, width
+from smidgen.forms import FLOATS, SHARED, SPARSE, STATIC, Quantized, leaves, width
 from smidgen.planning.widths import in_integers
 from smidgen.runtimes.micro import require_micro
 from smidgen.runtimes.tflite_file import require_litert
@@ -126,6 +126,10 @@ def _integers(target: str, source: Source, path: Path) -> None:
         write(prepared.base, prepared.sites, stored, path, target)
 
 
+def _sparse(source: Source, path: Path) -> None:
+    write(source.prepared.base, source.prepared.sites, source.stored, path, SPARSE)
+
+
 def _tflite(source: Source, path: Path) -> None:
     write_bytes(_floats(source, columns=True), path)
 
@@ -157,7 +161,7 @@ def _tflite_integers(target: str, source: Source, floats: bytes) -> bytes:
 _WRITERS: dict[str, Callable[[Source, Path], None]] = {
     "archive": _archive, "onnx-w8": partial(_integers, "onnx-w8"), "onnx-w4": partial(_integers, "onnx-w4"),
     "onnx-int8": partial(_integers, "onnx-int8"), "onnx-shared": partial(_integers, "onnx-shared"),
-    "tflite": _tflite, "tflite-int8": _tflite_int8, "mcu": _mcu,
+    "onnx-sparse": _sparse, "tflite": _tflite, "tflite-int8": _tflite_int8, "mcu": _mcu,
 }  # fmt: skip
 
 
