@@ -1,8 +1,8 @@
 """Unstructured pruning: each criterion at the same sparsities, calibration only, no retraining.
 
 Every weight that may go competes with every other by the criterion's own rule (global magnitude, which is L1 and L2 of
-single weights; magnitude of each layer; Wanda in each row; curvature alone; ours, which has the others make good and
-refits each layer), on the same unlabelled training inputs, and the written file is scored on the test split. Asked: ours
+single weights; magnitude of each layer; Wanda in each row; ours, which has the others make good and refits each
+layer), on the same unlabelled training inputs, and the written file is scored on the test split. Asked: ours
 at least 3 points better than global magnitude at the first sparsity where that loses more than 5; LeNet at 90 % in an
 archive at most 0.1 point lost, and smaller than the unpruned plan at equal accuracy, or this says that the joint plan
 already does better; and what each stage of Deep Compression takes.
@@ -28,7 +28,7 @@ from smidgen.forms import FLOATS
 from smidgen.measure.scores import Judge
 from smidgen.methods import Pruning, choose_methods
 from smidgen.pipeline import Task, Workshop, open_task
-from smidgen.pipeline.options import _curvatures, _truth
+from smidgen.pipeline.options import _truth, curvatures_of
 from smidgen.pipeline.targets import write_target
 from smidgen.planning.candidates import gather
 from smidgen.planning.prune import pruned_plan, with_pruned
@@ -171,7 +171,7 @@ def main() -> None:
         calibration, test = calibration_and_test(name, args.seed, args.inputs)
         test = test.take(range(min(args.test_inputs, len(test)))) if args.test_inputs else test
         task = open_task(str(model(FILES[name])), calibration, test, None, None, None, args.threads, "cpu", args.seed)
-        curvatures = _curvatures(task, lambda *_: None)
+        curvatures = curvatures_of(task, lambda *_: None)
         rows: list[dict[str, Any]] = []
         for sparsity in args.sparsities:
             for criterion in args.criteria:

@@ -42,7 +42,8 @@ def compress(options: argparse.Namespace) -> int:
     methods = _methods(options.methods)
     settings = read_ranks(options.ranks, options.rank_multiple) | read_bits(options.bits)
     settings |= read_pruning(methods, options)
-    rounding_for(targets[0], options.rounding, settings)  # told before the work starts
+    if options.recipe is None:
+        rounding_for(targets[0], options.rounding, settings)  # told before the work starts
     given = (options.model, options.weights)
     with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
         data, test = open_sets(options)
@@ -57,6 +58,7 @@ def compress(options: argparse.Namespace) -> int:
             target=targets,
             max_ram=options.max_ram,
             max_flash=options.max_flash,
+            recipe=options.recipe,
             guard=False if options.allow_slower else True if options.refuse_slower else None,
             **_work(options),
             progress=progress,

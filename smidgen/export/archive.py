@@ -22,7 +22,16 @@ from pathlib import Path
 
 import numpy as np
 
-from smidgen.coding import pack_bytes, pack_floats, pack_many, unpack_bytes, unpack_floats, unpack_many
+from smidgen.coding import (
+    CODERS,
+    method_of,
+    pack_bytes,
+    pack_floats,
+    pack_many,
+    unpack_bytes,
+    unpack_floats,
+    unpack_many,
+)
 from smidgen.errors import LoadError, VerificationError
 from smidgen.export.archive_codebooks import centred, codebook_of, pack_codebooks, unpack_codebooks
 from smidgen.export.archive_exponents import pack_exponents, unpack_exponents
@@ -90,12 +99,13 @@ class Contents:
     weights: Mapping[str, int]
 
 
-def pack_archive(model: bytes, quantized: Mapping[str, Packed]) -> bytes:
+def pack_archive(model: bytes, quantized: Mapping[str, Packed], coders: Sequence[str] = CODERS) -> bytes:
     """The archive of an ONNX file.
 
     Args:
         model: the serialised file, its weights inside as raw bytes.
         quantized: by initializer, the integers it was made from; all others are kept as floats.
+        coders: of integers that may be used, of `smidgen.coding.streams.METHODS`.
 
     Raises:
         LoadError: the model is not an ONNX file.
@@ -137,7 +147,7 @@ def pack_archive(model: bytes, quantized: Mapping[str, Packed]) -> bytes:
         records.append(record)
         graph += model[at:start]
         at = tensor.end
-    data = _joined(bytes(graph + model[at:]), zlib.crc32(model), records, forms, floats, masks)
+    data = _joined(bytes(graph + model[at:]), zlib.crc32(model), records, forms, floats, masks, coders)
     if unpack_archive(data, max(LIMIT, len(model))) != model:
         raise VerificationError("archive: it does not unpack to the model; please report it")
     return data
@@ -188,23 +198,25 @@ def _joined(
     forms: list[Quantized | Codebook],
     floats: Mapping[str, bytearray],
     masks: list[np.ndarray],
+    coders: Sequence[str],
 ) -> bytes:
     text = write_records(records) + graph
     streams = {"graph": pack_bytes(text, primer=primer())}
     if forms:
         integers = [_integers(form) for form in forms]
-        streams["integers"] = pack_many([integers[i] for i in _coding_order([shape(form) for form in forms])])
+        streams["integers"] = pack_many([integers[i] for i in _coding_order([shape(form) for form in forms])], coders)
     if scaled := [form for form in forms if isinstance(form, Quantized)]:
         rows = [form.row.astype(np.int32) for form in scaled if form.row.any()]
         streams["exponents"] = pack_exponents(rows, [form.column.astype(np.int32) for form in scaled])
     if books := [form.values for form in forms if isinstance(form, Codebook)]:
         streams["codebooks"] = pack_codebooks(books)
     if masks:
-        streams["masks"] = pack_masks(masks)
+        streams["masks"] = pack_masks(masks, coders)
     for name, raw in floats.items():
         if raw:
             streams[name] = pack_floats(np.frombuffer(raw, np.dtype(name).newbyteorder("<")).astype(name))
-    return join(len(text), checksum, streams)
+    runs = any(method_of(streams[name]) == "runs" for name in ("integers", "masks") if name in streams)
+    return join(len(text), checksum, streams, newest=runs)
 
 
 def _integers(form: Quantized | Codebook) -> np.ndarray:

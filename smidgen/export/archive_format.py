@@ -5,8 +5,8 @@
     record = varint flags · varint gap · varint rank · varint sides · [varint length · name] · [quantized: …]
              · [masked: varint values that are not zero]
 
-Version 2 has codebooks, version 3 masks of zeros, version 1 neither; a file is written as the least version that holds
-it, which older readers know.
+Version 2 has codebooks, version 3 masks of zeros and codes of runs, version 1 none of these; a file is written as the
+least version that holds it, which older readers know.
 
 docs/archive.md tells it byte by byte. Nothing here allocates more than the file's own size: sizes are only read, and
 compared with the limit.
@@ -122,11 +122,11 @@ def kind_of(dtype: int) -> int | None:
     return _DTYPES.index(dtype) if dtype in _DTYPES else None
 
 
-def join(graph_nbytes: int, checksum: int, streams: Mapping[str, bytes]) -> bytes:
-    """The file: header, then the streams that are not empty."""
+def join(graph_nbytes: int, checksum: int, streams: Mapping[str, bytes], *, newest: bool = False) -> bytes:
+    """The file: header, then the streams that are not empty; of the newest version where its streams need it."""
     there = [(number, streams[name]) for number, name in enumerate(STREAMS) if streams.get(name)]
     present = sum(1 << number for number, _ in there)
-    start = MAGIC + bytes([_version(present), present]) + write_varint(graph_nbytes)
+    start = MAGIC + bytes([VERSIONS[-1] if newest else _version(present), present]) + write_varint(graph_nbytes)
     start += b"".join(write_varint(len(stream)) for _, stream in there) + _four(checksum)
     start += b"".join(_four(zlib.crc32(stream)) for _, stream in there)
     return start + _four(zlib.crc32(start)) + b"".join(stream for _, stream in there)

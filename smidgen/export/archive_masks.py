@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smidgen.coding import pack_many, unpack_many
+from smidgen.coding import CODERS, pack_many, unpack_many
 from smidgen.errors import LoadError
 
 # Values from which a mask pays for its record, and the share of them that must be zero.
@@ -49,9 +49,9 @@ def join_zeros(there: np.ndarray, values: bytes, nbytes: int) -> bytes:
     return items.tobytes()
 
 
-def pack_masks(masks: Sequence[np.ndarray]) -> bytes:
+def pack_masks(masks: Sequence[np.ndarray], coders: Sequence[str] = CODERS) -> bytes:
     """Masks of 0 and 1, one after another."""
-    return pack_many([mask.astype(np.int32) for mask in masks])
+    return pack_many([mask.astype(np.int32) for mask in masks], coders)
 
 
 def unpack_masks(data: bytes, shapes: Sequence[tuple[int, ...]], counts: Sequence[int], limit: int) -> list[np.ndarray]:

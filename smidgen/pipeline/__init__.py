@@ -26,6 +26,7 @@ from smidgen.methods._ranks import told_ranks
 from smidgen.pipeline.ledger import parse_limit, with_ledger
 from smidgen.pipeline.micro import with_sources
 from smidgen.pipeline.options import candidates
+from smidgen.pipeline.recipes import recipe_of
 from smidgen.pipeline.targets import check_given, check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
 from smidgen.pipeline.times import with_times
@@ -40,6 +41,7 @@ from smidgen.planning.search import Outcome, PlanAt, Trial, search_drop, search_
 from smidgen.planning.search_time import search_time
 from smidgen.report.record import UNTIMED
 from smidgen.report.result import Result
+from smidgen.report.table import DENSE
 
 __all__ = ["Task", "Workshop", "apply", "candidates", "compress", "guards", "open_task", "search"]
 
@@ -67,6 +69,7 @@ def compress(
     guard: bool | None = None,
     max_ram: int | str | None = None,
     max_flash: int | str | None = None,
+    recipe: str | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result:
     """Make a trained network smaller within a budget.
@@ -105,6 +108,8 @@ def compress(
         max_ram: bytes, or text such as "64 KiB", that the activations of the target's file may take at once (of
             ``"mcu"`` the whole arena it runs in); where they take more the budget is not met.
         max_flash: the same of the target's file; it is the budget where none is given.
+        recipe: a named chain of stages in the place of methods, target and rounding: ``"deep-compression"`` prunes,
+            shares and Huffman-codes, with the bytes of each stage in the record (`smidgen.pipeline.recipes`).
         progress: called with (stage, done, total).
 
     Returns:
@@ -120,6 +125,12 @@ def compress(
     True
     """
     started = time.perf_counter()
+    if recipe is not None:
+        said = {"methods": methods != "auto", "target": target != "onnx", "rounding": rounding is not None}
+        cook = recipe_of(recipe, [name for name, given in said.items() if given], budget or Budget())
+        task = open_task(model, data, test, weights, example, metric, threads, device, seed)
+        _check_budget(budget or Budget(), task, "archive")
+        return cook(task, settings or {}, budget or Budget(), refit, progress)
     targets = check_targets(target)
     most, flash = parse_limit("max_ram", max_ram), parse_limit("max_flash", max_flash)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
@@ -131,6 +142,9 @@ def compress(
         methods = ()  # every layer as it is, at those bits: with factors the fewest bytes would be the least ranks
     options, chosen = candidates(task, methods, progress, settings, targets[0], rounding)
     check_ranks(options, chosen)
+    if pruning_chosen(chosen) and budget.kind != "default" and targets[0] in DENSE:
+        raise BudgetError(f"budget: zeros make a dense file of {targets[0]} no smaller or faster; "
+                          "give target onnx-sparse or archive, or no budget")  # fmt: skip
     with Threads(task.threads):
         # Zeros take as long as other weights: there is nothing to time.
         guard = (guards(budget, targets[0]) and not pruning_chosen(chosen)) if guard is None else guard
@@ -212,7 +226,9 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
     def plan_at(price: float, price_ms: float = 0.0) -> Plan:
         return replace(allocate(options, price, chosen, price_ms), **work.circumstances)
 
-    if budget.kind == "default" and pruning_chosen(chosen):
+    # A step of rounding is for the price to find, as without pruning.
+    stepped = any(label.step is not None for option in options for label in option.labels)
+    if budget.kind == "default" and pruning_chosen(chosen) and not stepped:
         return Outcome(work.trial(replace(pruned_plan(options, chosen), **work.circumstances)), met=True)
     if budget.kind == "default" and ranks_chosen(chosen):
         return Outcome(work.trial(plan_at(inf)), met=True)

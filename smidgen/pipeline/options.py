@@ -48,6 +48,8 @@ def candidates(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     target: str = "onnx",
     rounding: str | None = None,
+    *,
+    curvatures: Mapping[str, Curvature] | None = None,
 ) -> tuple[list[Options], dict[str, AnyMethod]]:
     """Curvature, and every form every site could take.
 
@@ -58,6 +60,7 @@ def candidates(
         settings: of methods, by name.
         target: the file whose bytes count.
         rounding: how integers or codebooks are found, for a target that holds them; its usual one when None.
+        curvatures: from `curvatures_of`, where they are known already.
 
     Returns:
         The options in running order, and the methods they came from.
@@ -73,7 +76,7 @@ def candidates(
     chosen: dict[str, AnyMethod] = {**named, how.name: how} if integers else {**named}
     sites = task.prepared.sites
     with Threads(task.threads):
-        curvatures = _curvatures(task, progress)
+        curvatures = curvatures_of(task, progress) if curvatures is None else curvatures
         tick = _ticks(progress, "candidates", len(sites))
         asking = {kind: [name for name in names if name in asked] for kind, names in allowed.items()}
         options = gather(
@@ -130,7 +133,7 @@ def check_pruning(named: Mapping[str, Method | Pruning]) -> Pruning | None:
     return found[0] if found else None
 
 
-def _curvatures(task: Task, progress: Progress) -> dict[str, Curvature]:
+def curvatures_of(task: Task, progress: Progress) -> dict[str, Curvature]:
     """From calibration inputs; without them from what the network's BatchNorms remember, where they do."""
     sites, signals = task.prepared.sites, task.prepared.signals
     if task.roles is None:

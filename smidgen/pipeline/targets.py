@@ -29,6 +29,7 @@ from smidgen.runtimes.micro import require_micro
 from smidgen.runtimes.tflite_file import require_litert
 from smidgen.site import Stored
 
+HUFFMAN = "model.huffman.smidgen"
 ALWAYS = ("onnx", "archive")  # written whatever the target: the table shows the archive's bytes beside the others'
 
 
@@ -110,6 +111,24 @@ def _archive(source: Source, path: Path) -> None:
     model, names = shortened(source.onnx.read_bytes())
     integers = integer_tensors(prepared.base, prepared.sites, stored)
     write_bytes(pack_archive(model, {names.get(name, name): packed for name, packed in integers.items()}), path)
+
+
+def huffman_archive(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> Path:
+    """An archive whose integers have Huffman codes, not the arithmetic one; it unpacks like any other.
+
+    Args:
+        prepared, stored: the network's graph, and form and bias of every site.
+        onnx: its ONNX file of floats.
+
+    Returns:
+        The file, beside that one.
+    """
+    model, names = shortened(onnx.read_bytes())
+    integers = integer_tensors(prepared.base, prepared.sites, stored)
+    packed = {names.get(name, name): each for name, each in integers.items()}
+    path = onnx.with_name(HUFFMAN)
+    write_bytes(pack_archive(model, packed, coders=("constant", "raw", "huffman", "runs")), path)
+    return path
 
 
 def _integers(target: str, source: Source, path: Path) -> None:

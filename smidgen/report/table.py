@@ -83,6 +83,28 @@ def layers_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def stages_table(result: dict[str, Any]) -> Table:
+    """Bytes after each stage of a recipe, and what it lost on the selection inputs.
+
+    >>> stages_table({"recipe": "deep-compression", "stages": [{"name": "original", "nbytes": 4000}]}).row_count
+    1
+    """
+    table = Table(title=Text(f"Stages of {result.get('recipe')}, no training"), title_justify="left")
+    for header in ("stage", "file"):
+        table.add_column(header)
+    for header in ("bytes", "times smaller", "lost points, selection"):
+        table.add_column(header, justify="right")
+    stages = result["stages"]
+    for stage in stages:
+        cells = [
+            stage["name"], stage.get("path") or wording.MISSING, wording.size(stage["nbytes"]),
+            wording.times(stages[0]["nbytes"] / stage["nbytes"]),
+            wording.MISSING if stage.get("points") is None else wording.signed(stage["points"]),
+        ]  # fmt: skip
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
 def _layer_ms(layer: dict[str, Any]) -> str:
     """Times of a layer alone, before and after."""
     before, after = layer.get("latency_ms_before"), layer.get("latency_ms_after")
@@ -98,6 +120,8 @@ def to_text(result: dict[str, Any]) -> str:
     │ file │   a.onnx │
     """
     parts: list[RenderableType] = [render_table(result)]
+    if result.get("stages"):
+        parts.append(stages_table(result))
     if result.get("layers"):
         parts.append(layers_table(result))
     if result.get("ledger"):
