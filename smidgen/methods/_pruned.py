@@ -7,6 +7,7 @@ With a pattern N:M, of every M neighbouring input channels, at each place of the
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -31,10 +32,10 @@ class Settings:
         protect: names of layers that stay whole, or patterns of names such as "features.0" and "head*".
     """
 
-    sparsity: float | None = None
+    sparsity: float | int | None = None
     scope: Scope = "global"
     pattern: str | None = None
-    protect: tuple[str, ...] = ()
+    protect: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.sparsity is not None:
