@@ -39,6 +39,7 @@ Together = Callable[[Mapping[str, Masked]], float]
 MOST_FACTOR = 100.0  # of a layer's true loss over its predicted one, beside the others': beyond, it is noise
 ROUNDS = 4  # the price stands after two or three
 LEAST = 1e-12  # nats
+ENOUGH = 1e-3  # nats; a network that loses less is not worth another try
 START = 0.3  # of the price without compensation: most of what goes is made good
 
 
@@ -188,15 +189,18 @@ def _best(
     best, least = dict[str, Masked](), inf
     for way in ways:
         forms = _forms(layers, way)
-        tried = [forms]
+        loss = together(forms)
+        if loss < ENOUGH:
+            return forms
+        tried = [(loss, forms)]
         if _counts_loss(way):
             factors = _factors(layers, forms, alone(forms))
             scaled = {name: replace(each, rows=factors[name] * each.rows) for name, each in layers.items()}
-            tried.append(_forms(scaled, way))
-        for each in tried:
-            loss = together(each)
+            again = _forms(scaled, way)
+            tried.append((together(again), again))
+        for loss, forms in tried:
             if loss < least or not best:
-                best, least = each, loss
+                best, least = forms, loss
     return best
 
 
