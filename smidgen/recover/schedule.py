@@ -5,8 +5,8 @@
     one-shot    s_f at t₀
 
 The smallest weights of all layers together go. What is gone stays zero: the optimizer may move it (momentum does, even
-without a gradient), so call `step` after the optimizer's, each time. At the end the network is an ordinary one with zeros
-in its weights, with no wrapper to take off, and any export writes them.
+without a gradient), so call `step` after the optimizer's, each time. At the end the network is an ordinary one with
+zeros in its weights, with no wrapper to take off, and any export writes them.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class Schedule:
             raise PlanError(f"schedule: final={self.final!r} must be above 0 and below 1, initial={self.initial!r} "
                             "from 0 and below that")  # fmt: skip
         if self.kind not in get_args(Kind) or self.start < 0 or self.every < 1 or self.times < 1:
-            raise PlanError(f"schedule: kind={self.kind!r} must be one of {', '.join(get_args(Kind))}, "
-                            f"start={self.start!r} from 0, every={self.every!r} and times={self.times!r} from 1")  # fmt: skip
+            kinds = ", ".join(get_args(Kind))
+            raise PlanError(f"schedule: kind={self.kind!r} must be one of {kinds}, start={self.start!r} from 0, "
+                            f"every={self.every!r} and times={self.times!r} from 1")  # fmt: skip
 
     def at(self, step: int) -> float:
         """Sparsity after this step; it never falls."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ def network() -> nn.Sequential:
 def test_it_rises_from_the_first_to_the_last(kind):
     plan = Schedule(0.9, start=5, every=3, times=6, initial=0.1, kind=kind)
     shares = [plan.at(step) for step in range(60)]
-    assert all(b >= a for a, b in zip(shares, shares[1:], strict=False))
+    assert all(b >= a for a, b in itertools.pairwise(shares))
     assert shares[4] == 0.1
     assert shares[5 + 18] == pytest.approx(0.9)
     assert shares[-1] == pytest.approx(0.9)
