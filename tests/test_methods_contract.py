@@ -16,12 +16,14 @@ from smidgen.forms import rank as rank_of
 from smidgen.methods import (
     Family,
     Method,
+    Pruning,
     Rounding,
     Sharing,
     choose_methods,
     choose_rounding,
     falling,
     methods,
+    prunings,
     roundings,
     sharings,
 )
@@ -308,6 +310,70 @@ def test_every_sharing_has_as_many_values_as_asked_and_comes_nearer_with_more(na
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(losses))
 
 
+FLAT = [s for s in SITES if s.geometry.kind != "conv_transpose"]
+
+
+@pytest.mark.parametrize("name", sorted(prunings()))
+@pytest.mark.parametrize("one", FLAT, ids=lambda s: s.name)
+def test_every_pruning_scores_and_keeps_what_it_is_told(name, one):
+    metric, pruning = metric_of(one, data_curvature(one)), prunings()[name]
+    weight = torch.from_numpy(grouped(one.weight, one.geometry.groups)).double()
+    rows, before = metric.rows(*weight.shape[:2]), weight.clone()
+    losses = []
+    scores = pruning.scores(weight, metric.factors, rows, 0.0)
+    assert scores.shape == weight.shape
+    assert torch.isfinite(scores).all()
+    assert (scores >= 0).all()
+    assert torch.equal(scores, pruning.scores(weight, metric.factors, rows, 0.0))
+    order = torch.argsort(torch.argsort(scores.flatten())).reshape(scores.shape)
+    # One whole second moment, damped as its factors are.
+    moment = metric.inputs.matrix.double()
+    moment = moment + 0.01 * torch.eye(moment.shape[1]) * moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    for share in (0.9, 0.5, 0.1):
+        kept = order >= round(share * weight.numel())
+        found = pruning.values(weight, moment, metric.factors, kept)
+        assert torch.isfinite(found).all()
+        assert (found[~kept] == 0).all()
+        assert torch.equal(found, pruning.values(weight, moment, metric.factors, kept))
+        change = weight - found
+        losses.append(float(((change @ moment) * change).sum()))
+        plain = weight * ~kept
+        assert losses[-1] <= float(((plain @ moment) * plain).sum()) * (1 + 1e-9) + 1e-12
+    assert torch.equal(weight, before), "the input was changed"
+    assert losses[2] <= losses[1] + 1e-9
+    assert losses[1] <= losses[0] + 1e-9
+
+
+@pytest.mark.parametrize("name", [*sorted(roundings()), *sorted(sharings())])
+@pytest.mark.parametrize("one", FLAT, ids=lambda s: s.name)
+def test_zeros_of_a_pruned_weight_stay_zeros(name, one):
+    metric = metric_of(one, data_curvature(one))
+    weight = torch.from_numpy(grouped(one.weight, one.geometry.groups)).double()
+    kept = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    weight = torch.where(kept, weight, 0.0)
+    rows = metric.rows(*weight.shape[:2])
+    if name in sharings():
+        found = [sharings()[name].shared(weight, metric.factors, rows, bits, kept) for bits in (2, 5)]
+        assert all(0.0 in form.values.tolist() for form in found)
+    else:
+        rounding = roundings()[name]
+        found = [rounding.rounded(weight, metric.factors, rows, 0.1, 1, kept),
+                 *(rounding.fixed(weight, metric.factors, bits, kept=kept) for bits in (4, 8))]  # fmt: skip
+    for form in found:
+        assert (torch.from_numpy(dense(form)).reshape(weight.shape)[~kept] == 0).all()
+
+
+def test_settings_of_prunings_survive_json_and_are_checked():
+    for name, pruning in prunings().items():
+        assert isinstance(pruning, Pruning)
+        assert is_dataclass(pruning.settings)
+        chosen = pruning.with_settings(sparsity=0.5, protect=("a", "b*"))
+        assert pruning.with_settings(**json.loads(json.dumps(asdict(chosen.settings)))) == chosen
+        for wrong in ({"sparsity": 1.0}, {"pattern": "4:2"}, {"scope": "all"}, {"no_such_setting": 1}):
+            with pytest.raises(PlanError, match=name):
+                choose_methods(name, {name: wrong})
+
+
 def test_settings_of_sharings_survive_json_and_are_checked():
     for name, sharing in sharings().items():
         assert isinstance(sharing, Sharing)
@@ -336,7 +402,7 @@ def test_every_method_module_is_found_and_named_after_its_file():
 
     # _stepped.py holds what roundings share.
     files = {module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")}
-    assert files == set(methods()) | set(roundings()) | set(sharings())
+    assert files == set(methods()) | set(roundings()) | set(sharings()) | set(prunings())
     assert all(isinstance(method, Method) for method in methods().values())
     assert all(isinstance(rounding, Rounding) for rounding in roundings().values())
 

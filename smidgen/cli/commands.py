@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.cli.folder import WRITTEN, output_folder, undisturbed
-from smidgen.cli.inputs import open_scored, open_sets, read_bits, read_budget, read_methods, read_ranks, read_shape
+from smidgen.cli.inputs import (
+    open_scored,
+    open_sets,
+    read_bits,
+    read_budget,
+    read_methods,
+    read_pruning,
+    read_ranks,
+    read_shape,
+)
 from smidgen.cli.progress import Progress
 from smidgen.errors import PlanError, UserError
 from smidgen.report.result import Result
@@ -32,7 +41,9 @@ def compress(options: argparse.Namespace) -> int:
     targets = check_targets(options.target.split(","))
     methods = _methods(options.methods)
     settings = read_ranks(options.ranks, options.rank_multiple) | read_bits(options.bits)
-    rounding_for(targets[0], options.rounding, settings)  # told before the work starts
+    settings |= read_pruning(methods, options)
+    if options.recipe is None:
+        rounding_for(targets[0], options.rounding, settings)  # told before the work starts
     given = (options.model, options.weights)
     with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
         data, test = open_sets(options)
@@ -47,6 +58,7 @@ def compress(options: argparse.Namespace) -> int:
             target=targets,
             max_ram=options.max_ram,
             max_flash=options.max_flash,
+            recipe=options.recipe,
             guard=False if options.allow_slower else True if options.refuse_slower else None,
             **_work(options),
             progress=progress,

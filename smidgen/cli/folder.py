@@ -13,7 +13,15 @@ from smidgen.budget import FILES
 from smidgen.errors import OutputError
 from smidgen.report.result import writable_folder
 
-WRITTEN = (*FILES.values(), "model_mcu.cc", "model_mcu.h", "model.safetensors", "plan.json", "result.json")
+WRITTEN = (
+    *FILES.values(),
+    "model.huffman.smidgen",
+    "model_mcu.cc",
+    "model_mcu.h",
+    "model.safetensors",
+    "plan.json",
+    "result.json",
+)
 
 
 @contextlib.contextmanager

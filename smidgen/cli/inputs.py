@@ -129,6 +129,43 @@ def read_bits(bits: int | None) -> dict[str, dict[str, Any]]:
     return {name: {"bits": bits} for name in sharings()}
 
 
+def read_pruning(methods: Any, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Settings of the pruning that was asked for: what --methods names, or obs.
+
+    Raises:
+        UserError: a value that cannot be meant, or options of pruning beside other methods.
+
+    >>> told = {"sparsity": "70%", "pattern": None, "scope": None, "protect": "conv1,head*"}
+    >>> read_pruning("auto", argparse.Namespace(**told))
+    {'obs': {'sparsity': 0.7, 'protect': ['conv1', 'head*']}}
+    """
+    from smidgen.methods import choose_methods, prunings
+
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("sparsity", "pattern", "scope", "protect")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return {}
+    named = ["obs"] if methods == "auto" else sorted(choose_methods(methods, {})[0])
+    if len(named) != 1 or named[0] not in prunings():
+        raise UserError(f"pruning: --{next(iter(given))} goes with one of {', '.join(prunings())}, "
+                        f"not with --methods {','.join(named)}")  # fmt: skip
+    if "sparsity" in given:
+        given["sparsity"] = _share(given["sparsity"])
+    if "protect" in given:
+        given["protect"] = [part.strip() for part in given["protect"].split(",") if part.strip()]
+    choose_methods(named, {named[0]: given})  # its own check
+    return {named[0]: given}
+
+
+def _share(text: str) -> float:
+    number = text.strip().removesuffix("%").strip()
+    try:
+        value = float(number)
+    except ValueError:
+        raise UserError(f"sparsity: {text!r} is not a share; give 70% or 0.7") from None
+    return value / 100 if text.strip().endswith("%") else value
+
+
 def open_sets(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None]:
     """The data and the test set that were named, with their preprocessing.
 

@@ -129,7 +129,8 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     _add_work(parser)
     parser.add_argument(
         "--methods", "--method", metavar="NAMES", default="auto",
-        help="svd,cp,spatial,tucker2 or by layer kind: linear=svd,conv=tucker2 (all by default)",
+        help="svd,cp,spatial,tucker2 or by layer kind: linear=svd,conv=tucker2 (all by default); or one that removes "
+        "single weights: obs, wanda, magnitude",
     )  # fmt: skip
     parser.add_argument(
         "--ranks", metavar="HOW", default="price",
@@ -143,10 +144,18 @@ def _compress(parser: argparse.ArgumentParser) -> None:
         "--bits", metavar="N", type=int, help="share weights: 2^N values a layer, 1 to 8 (default: the price chooses)"
     )
     parser.add_argument(
+        "--recipe", metavar="NAME", help="a named chain of stages: deep-compression (prune, share, Huffman)"
+    )
+    pruning = parser.add_argument_group("pruning of single weights (by --methods obs unless another is named)")
+    pruning.add_argument("--sparsity", metavar="SHARE", help="of the weights that goes: 70%% or 0.7")
+    pruning.add_argument("--pattern", metavar="N:M", help="keep N of every M neighbouring input channels: 2:4")
+    pruning.add_argument("--scope", metavar="NAME", help="compare weights over all layers (global), a layer, or a row")
+    pruning.add_argument("--protect", metavar="NAMES", help="layers left whole, or patterns: conv1,head*")
+    parser.add_argument(
         "--target",
         default="onnx",
-        help="file the budget binds: onnx, onnx-int8, onnx-w8, onnx-w4, onnx-shared, tflite, tflite-int8, mcu, "
-        "executorch, executorch-int8 or archive; of several with commas, the first",
+        help="file the budget binds: onnx, onnx-int8, onnx-w8, onnx-w4, onnx-shared, onnx-sparse, tflite, "
+        "tflite-int8, mcu, executorch, executorch-int8 or archive; of several with commas, the first",
     )
     parser.add_argument(
         "--max-ram",

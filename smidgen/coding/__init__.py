@@ -7,16 +7,17 @@ rates.py       what a weight will cost, for rate-aware rounding                 
 kernel.py      one door to the adaptive coder: _kernel.c where compiled, else its plain twin:
                arithmetic.py and _mixture.h the coder, contexts.py and _weights.h the model of weights,
                bytemodel.py and _bytes.h that of bytes, tables.py their numbers
-bitpack.py, huffman.py, varint.py                                                the plain codes
+bitpack.py, huffman.py, runs.py, varint.py                                       the plain codes
 """
 
 from smidgen.coding.blobs import pack_bytes, unpack_bytes
 from smidgen.coding.floats import pack_floats, unpack_floats
 from smidgen.coding.kernel import is_compiled
 from smidgen.coding.rates import CostModel, cost_model
-from smidgen.coding.streams import method_of, pack, pack_many, unpack, unpack_many
+from smidgen.coding.streams import CODERS, method_of, pack, pack_many, unpack, unpack_many
 
 __all__ = [
+    "CODERS",
     "CostModel",
     "cost_model",
     "is_compiled",

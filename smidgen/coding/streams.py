@@ -23,11 +23,14 @@ from jaxtyping import Int32
 from smidgen.coding import kernel
 from smidgen.coding.bitpack import pack_bits, unpack_bits
 from smidgen.coding.huffman import decode_huffman, encode_huffman, huffman_bits
+from smidgen.coding.runs import decode_runs, encode_runs
 from smidgen.coding.varint import fold, read_varint, unfold, write_varint
 from smidgen.errors import LoadError
 
-CONSTANT, RAW, HUFFMAN, ADAPTIVE = range(4)
-METHODS = {"constant": CONSTANT, "raw": RAW, "huffman": HUFFMAN, "adaptive": ADAPTIVE}
+CONSTANT, RAW, HUFFMAN, ADAPTIVE, RUNS = range(5)
+METHODS = {"constant": CONSTANT, "raw": RAW, "huffman": HUFFMAN, "adaptive": ADAPTIVE, "runs": RUNS}
+# Those used unless told otherwise; the adaptive coder is better at runs of zeros too, and older readers know all four.
+CODERS = ("constant", "raw", "huffman", "adaptive")
 Tensor: TypeAlias = Int32[np.ndarray, "..."]
 # More values than any network this project is for; an unpacker with more to give says so.
 MOST_VALUES = 1 << 28
@@ -51,7 +54,7 @@ class _Walk:
         return (shape[1], shape[0], *shape[2:]) if self.transposed and len(shape) > 1 else tuple(shape)
 
 
-def pack(values: Int32[np.ndarray, "*shape"], methods: Sequence[str] = tuple(METHODS)) -> bytes:
+def pack(values: Int32[np.ndarray, "*shape"], methods: Sequence[str] = CODERS) -> bytes:
     """The smallest lossless stream of one tensor of integers.
 
     Args:
@@ -87,7 +90,7 @@ def unpack(data: bytes, shape: Sequence[int], limit: int = MOST_VALUES) -> Tenso
     return unpack_many(data, [shape], limit)[0]
 
 
-def pack_many(tensors: Sequence[Tensor], methods: Sequence[str] = tuple(METHODS)) -> bytes:
+def pack_many(tensors: Sequence[Tensor], methods: Sequence[str] = CODERS) -> bytes:
     """The smallest lossless stream of several int32 tensors, coded by one model in this order.
 
     Raises:
@@ -105,6 +108,9 @@ def pack_many(tensors: Sequence[Tensor], methods: Sequence[str] = tuple(METHODS)
         table = encode_huffman(_joined(tensors))
         if table is not None and (best is None or len(table) < len(best)):
             best = bytes([HUFFMAN]) + table
+    sparse = 2 * sum(np.count_nonzero(tensor) for tensor in tensors) <= count  # else a gap costs what its zeros do
+    if "runs" in methods and (best is None or sparse) and (runs := encode_runs(_joined(tensors))) is not None:
+        best = bytes([RUNS]) + runs if best is None or len(runs) + 1 < len(best) else best
     if "raw" in methods and (best is None or count * (high - low).bit_length() <= 8 * len(best)):
         raw = bytes([RAW]) + _raw(_joined(tensors), low, high)
         best = raw if best is None or len(raw) <= len(best) else best
@@ -238,6 +244,8 @@ def _split(values: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarr
 def _decode_values(data: bytes, method: int, count: int) -> np.ndarray:
     if method == HUFFMAN:
         return decode_huffman(data[1:], count)
+    if method == RUNS:
+        return decode_runs(data[1:], count)
     folded, at = read_varint(data, 1)
     low = unfold(folded)
     if not -(1 << 31) <= low < 1 << 31:

@@ -5,6 +5,7 @@
     quantized   → integers by one adaptive coder, exponents        (smidgen.coding, archive_exponents.py)
     shared      → indices among those integers, codebooks          (archive_codebooks.py)
     floats      → byte planes, all tensors of a dtype together
+    zeros       → masks, of float tensors that have many          (archive_masks.py)
 
 Unpacking puts the pieces together again, so what comes out is the very file that was measured. Numpy only: neither
 torch nor a protobuf library is needed. The format: archive_format.py and docs/archive.md.
@@ -21,7 +22,16 @@ from pathlib import Path
 
 import numpy as np
 
-from smidgen.coding import pack_bytes, pack_floats, pack_many, unpack_bytes, unpack_floats, unpack_many
+from smidgen.coding import (
+    CODERS,
+    method_of,
+    pack_bytes,
+    pack_floats,
+    pack_many,
+    unpack_bytes,
+    unpack_floats,
+    unpack_many,
+)
 from smidgen.errors import LoadError, VerificationError
 from smidgen.export.archive_codebooks import centred, codebook_of, pack_codebooks, unpack_codebooks
 from smidgen.export.archive_exponents import pack_exponents, unpack_exponents
@@ -38,6 +48,7 @@ from smidgen.export.archive_format import (
     split,
     write_records,
 )
+from smidgen.export.archive_masks import join_zeros, pack_masks, split_zeros, unpack_masks
 from smidgen.export.archive_primer import primer
 from smidgen.export.archive_wire import Initializer, initializers
 from smidgen.forms import Codebook, Quantized, dense, shape
@@ -88,12 +99,13 @@ class Contents:
     weights: Mapping[str, int]
 
 
-def pack_archive(model: bytes, quantized: Mapping[str, Packed]) -> bytes:
+def pack_archive(model: bytes, quantized: Mapping[str, Packed], coders: Sequence[str] = CODERS) -> bytes:
     """The archive of an ONNX file.
 
     Args:
         model: the serialised file, its weights inside as raw bytes.
         quantized: by initializer, the integers it was made from; all others are kept as floats.
+        coders: of integers that may be used, of `smidgen.coding.streams.METHODS`.
 
     Raises:
         LoadError: the model is not an ONNX file.
@@ -114,6 +126,7 @@ def pack_archive(model: bytes, quantized: Mapping[str, Packed]) -> bytes:
         raise ValueError(f"archive: no initializer {min(unknown)!r} with raw bytes in the model; give one of its names")
     graph, records, at = bytearray(), list[Record](), 0
     forms, floats = list[Quantized | Codebook](), {name: bytearray() for name in KINDS[:QUANTIZED]}
+    masks = list[np.ndarray]()
     for tensor, packed in zip(found, named, strict=True):
         raw = model[tensor.raw : tensor.end]
         kind = QUANTIZED if packed is not None else _float_kind(tensor, len(raw))
@@ -122,6 +135,11 @@ def pack_archive(model: bytes, quantized: Mapping[str, Packed]) -> bytes:
         start = tensor.start if tensor.whole else tensor.raw
         record = Record(kind, start - at, tensor.dims, tensor.whole, tensor.name if tensor.whole else b"")
         if packed is None:
+            zeros = split_zeros(raw, record.item_nbytes)
+            if zeros is not None:
+                masks.append(zeros[0].reshape(record.dims))
+                raw = zeros[1]
+                record = replace(record, survivors=len(raw) // record.item_nbytes)
             floats[KINDS[kind]] += raw
         else:
             record = _quantized(record, packed, tensor, raw)
@@ -129,7 +147,7 @@ def pack_archive(model: bytes, quantized: Mapping[str, Packed]) -> bytes:
         records.append(record)
         graph += model[at:start]
         at = tensor.end
-    data = _joined(bytes(graph + model[at:]), zlib.crc32(model), records, forms, floats)
+    data = _joined(bytes(graph + model[at:]), zlib.crc32(model), records, forms, floats, masks, coders)
     if not _unpacks_to(data, model):
         raise VerificationError("archive: it does not unpack to the model; please report it")
     return data
@@ -189,21 +207,26 @@ def _joined(
     records: list[Record],
     forms: list[Quantized | Codebook],
     floats: Mapping[str, bytearray],
+    masks: list[np.ndarray],
+    coders: Sequence[str],
 ) -> bytes:
     text = write_records(records) + graph
     streams = {"graph": pack_bytes(text, primer=primer())}
     if forms:
         integers = [_integers(form) for form in forms]
-        streams["integers"] = pack_many([integers[i] for i in _coding_order([shape(form) for form in forms])])
+        streams["integers"] = pack_many([integers[i] for i in _coding_order([shape(form) for form in forms])], coders)
     if scaled := [form for form in forms if isinstance(form, Quantized)]:
         rows = [form.row.astype(np.int32) for form in scaled if form.row.any()]
         streams["exponents"] = pack_exponents(rows, [form.column.astype(np.int32) for form in scaled])
     if books := [form.values for form in forms if isinstance(form, Codebook)]:
         streams["codebooks"] = pack_codebooks(books)
+    if masks:
+        streams["masks"] = pack_masks(masks, coders)
     for name, raw in floats.items():
         if raw:
             streams[name] = pack_floats(np.frombuffer(raw, np.dtype(name).newbyteorder("<")).astype(name))
-    return join(len(text), checksum, streams)
+    runs = any(method_of(streams[name]) == "runs" for name in ("integers", "masks") if name in streams)
+    return join(len(text), checksum, streams, newest=runs)
 
 
 def _integers(form: Quantized | Codebook) -> np.ndarray:
@@ -299,7 +322,8 @@ def _opened(header: Header, streams: Mapping[str, bytes], limit: int) -> tuple[b
     text = unpack_bytes(streams["graph"], header.graph_nbytes, limit, primer())
     records, at = read_records(text, limit)
     kinds = {KINDS[record.kind] for record in records}
-    needed = {"graph"} | kinds - {KINDS[QUANTIZED]}
+    needed = {"graph"} | {KINDS[record.kind] for record in records if record.kind != QUANTIZED and record.stored}
+    needed |= {"masks" for record in records if record.survivors is not None}
     for record in (record for record in records if record.kind == QUANTIZED):
         needed |= {"integers", "codebooks" if record.values else "exponents"}
     if needed != set(streams):
@@ -311,11 +335,20 @@ def _tensors(records: list[Record], streams: Mapping[str, bytes], limit: int) ->
     """Raw bytes of each record's tensor."""
     forms = _forms([record for record in records if record.kind == QUANTIZED], streams, limit)
     floats = {name: _floats(records, number, streams, limit) for number, name in enumerate(KINDS[:QUANTIZED])}
+    masks = _masks([record for record in records if record.survivors is not None], streams, limit)
     for record in records:
         if record.kind == QUANTIZED:
             yield _raw(Packed(next(forms), record.transposed))
         else:
-            yield floats[KINDS[record.kind]].read(record.nbytes)
+            raw = floats[KINDS[record.kind]].read(record.stored * record.item_nbytes)
+            yield raw if record.survivors is None else join_zeros(next(masks), raw, record.item_nbytes)
+
+
+def _masks(records: list[Record], streams: Mapping[str, bytes], limit: int) -> Iterator[np.ndarray]:
+    if not records:
+        return iter(())
+    counts = [record.stored for record in records]
+    return iter(unpack_masks(streams["masks"], [record.dims for record in records], counts, limit))
 
 
 def _raw(packed: Packed) -> bytes:
@@ -326,7 +359,7 @@ def _raw(packed: Packed) -> bytes:
 
 
 def _floats(records: list[Record], kind: int, streams: Mapping[str, bytes], limit: int) -> io.BytesIO:
-    name, count = KINDS[kind], sum(record.count for record in records if record.kind == kind)
+    name, count = KINDS[kind], sum(record.stored for record in records if record.kind == kind)
     if not count:
         return io.BytesIO()
     values = unpack_floats(streams[name], count, name, limit)

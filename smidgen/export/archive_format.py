@@ -3,8 +3,10 @@
     file   = "SMDG" · version · streams present · varint graph bytes · varint size of each stream
              · crc32 of the model · crc32 of each stream · crc32 of all before · the streams, nothing after
     record = varint flags · varint gap · varint rank · varint sides · [varint length · name] · [quantized: …]
+             · [masked: varint values that are not zero]
 
-Version 2 has codebooks, version 1 none; a file without any is written as version 1, which older readers know.
+Version 2 has codebooks, version 3 masks of zeros and codes of runs, version 1 none of these; a file is written as the
+least version that holds it, which older readers know.
 
 docs/archive.md tells it byte by byte. Nothing here allocates more than the file's own size: sizes are only read, and
 compared with the limit.
@@ -23,9 +25,9 @@ from smidgen.export.archive_codebooks import MOST_VALUES
 from smidgen.export.archive_wire import head
 from smidgen.forms.scales import PER_OCTAVE
 
-MAGIC, VERSIONS = b"SMDG", (1, 2)
-STREAMS: tuple[str, ...] = ("graph", "integers", "exponents", "float16", "float32", "float64", "codebooks")
-_FIRST = 6  # streams of version 1
+MAGIC, VERSIONS = b"SMDG", (1, 2, 3)
+STREAMS: tuple[str, ...] = ("graph", "integers", "exponents", "float16", "float32", "float64", "codebooks", "masks")
+_KNOWN = (6, 7, 8)  # streams of each version
 # By kind, which is the flags' lowest two bits: the stream, ONNX's number of the dtype in the file, bytes of a value.
 KINDS: tuple[str, ...] = ("float16", "float32", "float64", "quantized")
 _DTYPES, _SIZES = (10, 1, 11, 1), (2, 4, 8, 4)
@@ -36,6 +38,7 @@ _WHOLE, _FLAT, _TRANSPOSED, _OWN_SHAPE, _SHARED, _FLAGS = (
     1 << 2, 1 << 6, 1 << 7, 1 << 8, 1 << 9, 1 << 10
 )  # fmt: skip
 _OCTAVE = 3
+_MASKED = 1 << 3  # of floats, which have no octave
 _MEND = "fetch the file again"
 
 
@@ -72,6 +75,7 @@ class Record:
         flat: all row exponents are 0, and not stored.
         transposed: the initializer has the first two axes of the weight swapped.
         values: of its codebook, where the integers are indices; 0 where they have scales.
+        survivors: of floats, how many are stored and not zero, the others by a mask; None for all of them.
     """
 
     kind: int
@@ -85,6 +89,12 @@ class Record:
     flat: bool = False
     transposed: bool = False
     values: int = 0
+    survivors: int | None = None
+
+    @property
+    def stored(self) -> int:
+        """Values of the tensor that a stream of floats holds."""
+        return self.count if self.survivors is None else self.survivors
 
     @property
     def count(self) -> int:
@@ -92,9 +102,14 @@ class Record:
         return math.prod(self.dims)
 
     @property
+    def item_nbytes(self) -> int:
+        """Bytes of a value."""
+        return _SIZES[self.kind]
+
+    @property
     def nbytes(self) -> int:
         """Raw bytes of the tensor."""
-        return self.count * _SIZES[self.kind]
+        return self.count * self.item_nbytes
 
     @property
     def head(self) -> bytes:
@@ -107,14 +122,19 @@ def kind_of(dtype: int) -> int | None:
     return _DTYPES.index(dtype) if dtype in _DTYPES else None
 
 
-def join(graph_nbytes: int, checksum: int, streams: Mapping[str, bytes]) -> bytes:
-    """The file: header, then the streams that are not empty."""
+def join(graph_nbytes: int, checksum: int, streams: Mapping[str, bytes], *, newest: bool = False) -> bytes:
+    """The file: header, then the streams that are not empty; of the newest version where its streams need it."""
     there = [(number, streams[name]) for number, name in enumerate(STREAMS) if streams.get(name)]
     present = sum(1 << number for number, _ in there)
-    start = MAGIC + bytes([VERSIONS[bool(present >> _FIRST)], present]) + write_varint(graph_nbytes)
+    start = MAGIC + bytes([VERSIONS[-1] if newest else _version(present), present]) + write_varint(graph_nbytes)
     start += b"".join(write_varint(len(stream)) for _, stream in there) + _four(checksum)
     start += b"".join(_four(zlib.crc32(stream)) for _, stream in there)
     return start + _four(zlib.crc32(start)) + b"".join(stream for _, stream in there)
+
+
+def _version(present: int) -> int:
+    """The least that knows these streams."""
+    return next(version for version, known in zip(VERSIONS, _KNOWN, strict=True) if not present >> known)
 
 
 def split(data: bytes, limit: int) -> tuple[Header, dict[str, bytes]]:
@@ -139,7 +159,7 @@ def _header(data: bytes) -> tuple[Header, list[int]]:
     if len(data) < 6:
         raise LoadError(f"archive: {len(data)} bytes are no header; {_MEND}")
     if data[4] not in VERSIONS:
-        known = " and ".join(map(str, VERSIONS))
+        known = ", ".join(map(str, VERSIONS))
         raise LoadError(f"archive: format {data[4]}, this smidgen reads {known}; get the smidgen that wrote it")
     names = [name for number, name in enumerate(STREAMS) if data[5] >> number & 1]
     graph_nbytes, at = read_varint(data, 6)
@@ -150,7 +170,7 @@ def _header(data: bytes) -> tuple[Header, list[int]]:
     end = at + 4 * (len(names) + 2)
     if end > len(data) or zlib.crc32(data[: end - 4]) != int.from_bytes(data[end - 4 : end], "little"):
         raise LoadError(f"archive: its header is damaged; {_MEND}")
-    if data[5] >> (_FIRST if data[4] == VERSIONS[0] else len(STREAMS)) or "graph" not in names:
+    if data[5] >> _KNOWN[VERSIONS.index(data[4])] or "graph" not in names:
         raise LoadError(f"archive: streams {data[5]:#x} are not of format {data[4]}; {_MEND}")
     if end + sum(sizes) != len(data):
         raise LoadError(f"archive: {len(data)} bytes where its header promises {end + sum(sizes)}; {_MEND}")
@@ -174,7 +194,7 @@ def write_records(records: list[Record]) -> bytes:
 def _written(record: Record) -> bytes:
     quantized = record.kind == QUANTIZED
     plain = _plain_shape(record.dims, transposed=record.transposed)
-    flags = record.kind | _WHOLE * record.whole
+    flags = record.kind | _WHOLE * record.whole | _MASKED * (record.survivors is not None)
     if quantized:
         flags |= PER_OCTAVE.index(record.per_octave) << _OCTAVE | _FLAT * record.flat
         flags |= _TRANSPOSED * record.transposed | _OWN_SHAPE * (record.shape != plain) | _SHARED * (record.values > 0)
@@ -186,7 +206,7 @@ def _written(record: Record) -> bytes:
         # 0 for a single scale, the likeliest, whose span would be another number in every layer.
         span = 0 if record.columns == 1 else record.count // record.shape[0] // record.columns
         out += write_varint(record.values or span)
-    return out
+    return out + (b"" if record.survivors is None else write_varint(record.survivors))
 
 
 def _plain_shape(dims: tuple[int, ...], *, transposed: bool) -> tuple[int, ...]:
@@ -236,9 +256,14 @@ def _read(data: bytes, at: int, limit: int) -> tuple[Record, int]:
         if at > len(data):
             raise LoadError(f"archive: a name of {size} bytes; {_MEND}")
     if kind != QUANTIZED:
-        if flags > 3 | _WHOLE:
+        if flags > 3 | _WHOLE | _MASKED:
             raise LoadError(f"archive: a tensor with flags {flags:#x}; {_MEND}")
-        return Record(kind, gap, dims, whole, name), at
+        survivors = None
+        if flags & _MASKED:
+            survivors, at = read_varint(data, at)
+            if survivors > math.prod(dims):
+                raise LoadError(f"archive: {survivors} values of a tensor {list(dims)}; {_MEND}")
+        return Record(kind, gap, dims, whole, name, survivors=survivors), at
     transposed, octave = bool(flags & _TRANSPOSED), flags >> _OCTAVE & 7
     shared, flat = bool(flags & _SHARED), bool(flags & _FLAT)
     if flags >= _FLAGS or octave >= len(PER_OCTAVE) or (shared and (octave or flat)):

@@ -26,9 +26,10 @@ from smidgen.errors import LoadError
 from smidgen.export.archive import Packed
 from smidgen.export.files import write_bytes
 from smidgen.export.onnx_integers import integer_weight, with_int4
+from smidgen.export.onnx_masked import masked_weight
 from smidgen.export.onnx_shared import shared_weight
 from smidgen.export.onnx_strip import drop_unused, strip
-from smidgen.forms import Codebook, Geometry, Quantized, Stage, stages, width
+from smidgen.forms import SPARSE, Codebook, Geometry, Quantized, Stage, stages, width
 from smidgen.site import Site, Stored
 
 DOMAIN = "smidgen"
@@ -87,7 +88,8 @@ def write(base: Base, sites: list[Site], stored: Mapping[str, Stored], path: Pat
         sites: the network's sites.
         stored: form and bias by site name, for every site of the base.
         path: file to write, replaced in one step.
-        target: ``onnx`` for floats, or one whose file holds integers or indices of a fixed width.
+        target: ``onnx`` for floats, ``onnx-sparse`` for those that are not zero, or one whose file holds integers or
+            indices of a fixed width.
 
     Returns:
         The file's size in bytes.
@@ -168,6 +170,8 @@ def _weight(
 ) -> tuple[str, list[onnx.NodeProto]]:
     """Store a weight; the value that holds it in floats, and the nodes that make those."""
     leaf, bits = stage.weight, width(stage.weight, target)
+    if target == SPARSE and (nodes := masked_weight(graph, leaf, stage.values, name, turned=turned)):
+        return nodes[-1].output[0], nodes
     if bits is not None and isinstance(leaf, Codebook):
         nodes = shared_weight(graph, leaf, stage.shape, name, turned=turned)
         return nodes[-1].output[0], nodes

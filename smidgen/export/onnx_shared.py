@@ -44,42 +44,69 @@ def shared_weight(
     tag = f"{len(graph.initializer)}~"
     book, value = f"{tag}c", f"{tag}w"
     graph.initializer.append(numpy_helper.from_array(leaf.values.astype(np.float32), book))
+    nodes, which = unpacked_indices(graph, indices, bits, name, tag)
+    return [*nodes, helper.make_node("Gather", [book, which], [value])]
+
+
+def unpacked_indices(
+    graph: onnx.GraphProto, indices: np.ndarray, bits: int, name: str, tag: str
+) -> tuple[list[onnx.NodeProto], str]:
+    """Add packed indices to a graph.
+
+    Args:
+        graph: to add to.
+        indices: uint8, of the shape they shall have.
+        bits: of each.
+        name: of the initializer.
+        tag: what the names of values in between begin with.
+
+    Returns:
+        The nodes that unpack them, and the value that holds them as int32.
+    """
     if bits == BYTE:
         graph.initializer.append(numpy_helper.from_array(indices, name))
-        cast = helper.make_node("Cast", [name], [f"{tag}i"], to=TensorProto.INT32)
-        return [cast, helper.make_node("Gather", [book, f"{tag}i"], [value])]
+        return [helper.make_node("Cast", [name], [f"{tag}i"], to=TensorProto.INT32)], f"{tag}i"
     graph.initializer.append(numpy_helper.from_array(packed_bits(indices, bits)[:, None], name))
     graph.initializer.append(numpy_helper.from_array(np.array([*indices.shape, bits], np.int64), f"{tag}d"))
-    _constant(graph, _LEFT, np.arange(BYTE, dtype=np.uint8))
-    _constant(graph, _RIGHT, np.array(BYTE - 1, np.uint8))
-    powers = _constant(graph, f"{_POWERS}{bits}", 2 ** np.arange(bits - 1, -1, -1, dtype=np.uint8))
+    nodes, row = unpacked_bits(graph, name, indices.size * bits, tag)
+    powers = constant(graph, f"{_POWERS}{bits}", 2 ** np.arange(bits - 1, -1, -1, dtype=np.uint8))
+    return [
+        *nodes,
+        helper.make_node("Reshape", [row, f"{tag}d"], [f"{tag}f"]),
+        helper.make_node("MatMulInteger", [f"{tag}f", powers], [f"{tag}i"]),
+    ], f"{tag}i"
+
+
+def unpacked_bits(
+    graph: onnx.GraphProto, name: str, count: int, tag: str, *, flat: bool = False
+) -> tuple[list[onnx.NodeProto], str]:
+    """The nodes that unpack the bytes of an initializer to bits, and the value that holds those.
+
+    Args:
+        graph: to add constants to.
+        name: of the initializer, bytes ``[m, 1]``.
+        count: of bits; those that fill up the last byte are left out.
+        tag: what the names of values in between begin with.
+        flat: one row of bits, also where the last byte is full.
+    """
+    constant(graph, _LEFT, np.arange(BYTE, dtype=np.uint8))
+    constant(graph, _RIGHT, np.array(BYTE - 1, np.uint8))
     nodes = [
         helper.make_node("BitShift", [name, _LEFT], [f"{tag}a"], direction="LEFT"),
         helper.make_node("BitShift", [f"{tag}a", _RIGHT], [f"{tag}b"], direction="RIGHT"),
     ]
-    return [
-        *nodes,
-        *_without_rest(graph, nodes[-1].output[0], indices.size * bits, tag),
-        helper.make_node("Reshape", [f"{tag}e" if indices.size * bits % BYTE else f"{tag}b", f"{tag}d"], [f"{tag}f"]),
-        helper.make_node("MatMulInteger", [f"{tag}f", powers], [f"{tag}i"]),
-        helper.make_node("Gather", [book, f"{tag}i"], [value]),
-    ]
-
-
-def _without_rest(graph: onnx.GraphProto, bits: str, count: int, tag: str) -> list[onnx.NodeProto]:
-    """The bits in one row, without those that fill up the last byte."""
+    if count % BYTE == 0 and not flat:
+        return nodes, f"{tag}b"
+    row = constant(graph, _AXIS, np.array([-1], np.int64))
+    nodes.append(helper.make_node("Reshape", [f"{tag}b", row], [f"{tag}r"]))
     if count % BYTE == 0:
-        return []
-    row = _constant(graph, _AXIS, np.array([-1], np.int64))
-    start = _constant(graph, _START, np.array([0], np.int64))
+        return nodes, f"{tag}r"
+    start = constant(graph, _START, np.array([0], np.int64))
     graph.initializer.append(numpy_helper.from_array(np.array([count], np.int64), f"{tag}n"))
-    return [
-        helper.make_node("Reshape", [bits, row], [f"{tag}r"]),
-        helper.make_node("Slice", [f"{tag}r", start, f"{tag}n"], [f"{tag}e"]),
-    ]
+    return [*nodes, helper.make_node("Slice", [f"{tag}r", start, f"{tag}n"], [f"{tag}e"])], f"{tag}e"
 
 
-def _constant(graph: onnx.GraphProto, name: str, values: np.ndarray) -> str:
+def constant(graph: onnx.GraphProto, name: str, values: np.ndarray) -> str:
     """A tensor that several layers read, once."""
     if all(tensor.name != name for tensor in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(values, name))

@@ -7,20 +7,36 @@
     Tucker2(inp, core, out)   one convolution as 1x1, a smaller one with the same window, 1x1
     Quantized                 integers and scales; a leaf as Dense is
     Codebook                  a few values and which of them each weight is; a leaf as Dense is
+    Masked                    floats, most of them removed; a leaf as Dense is
 
 Forms nest: every part is itself a form. What a form costs and what it computes is derived from the form by one
 function each: `dense`, `stages`, `nbytes`, `macs`, `params`; never by the method that found it.
 """
 
-from smidgen.forms.cost import FLOATS, NARROW, ONE_SCALE, SHARED, STATIC, WIDTHS, macs, nbytes, params, width, widths
+from smidgen.forms.cost import (
+    FLOATS,
+    NARROW,
+    ONE_SCALE,
+    SHARED,
+    SPARSE,
+    STATIC,
+    WIDTHS,
+    macs,
+    masked_pays,
+    nbytes,
+    params,
+    width,
+    widths,
+)
 from smidgen.forms.geometry import Geometry
 from smidgen.forms.rebuild import dense, describe, leaves, rank, replace_last, reshaped, shape
 from smidgen.forms.scales import nearest_exponents, scales
 from smidgen.forms.stages import Stage, stages
-from smidgen.forms.types import CP, Codebook, Dense, Form, LowRank, Quantized, Spatial, Tucker2, hollow
+from smidgen.forms.types import CP, Codebook, Dense, Form, Leaf, LowRank, Masked, Quantized, Spatial, Tucker2, hollow
 
 __all__ = [
-    "CP", "FLOATS", "NARROW", "ONE_SCALE", "SHARED", "STATIC", "WIDTHS", "Codebook", "Dense", "Form", "Geometry",
-    "LowRank", "Quantized", "Spatial", "Stage", "Tucker2", "dense", "describe", "hollow", "leaves", "macs", "nbytes",
-    "nearest_exponents", "params", "rank", "replace_last", "reshaped", "scales", "shape", "stages", "width", "widths",
+    "CP", "FLOATS", "NARROW", "ONE_SCALE", "SHARED", "SPARSE", "STATIC", "WIDTHS", "Codebook", "Dense", "Form",
+    "Geometry", "Leaf", "LowRank", "Masked", "Quantized", "Spatial", "Stage", "Tucker2", "dense", "describe",
+    "hollow", "leaves", "macs", "masked_pays", "nbytes", "nearest_exponents", "params", "rank", "replace_last",
+    "reshaped", "scales", "shape", "stages", "width", "widths",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 
 from smidgen.forms.geometry import Geometry
 from smidgen.forms.stages import Stage, stages
-from smidgen.forms.types import Codebook, Form, Quantized
+from smidgen.forms.types import Codebook, Form, Masked, Quantized
 
 # Bytes one layer adds to a stripped ONNX file beside its weights: node, attributes, tensor header and short names.
 # Measured on files written by smidgen.export (106 for a convolution, 58 for a Gemm); the difference does not matter.
@@ -30,7 +30,11 @@ WIDTHS: dict[str, tuple[int, ...]] = {
     "mcu": (8,), "onnx-shared": (1, 2, 3, 4, 5, 6, 7, 8), "executorch-int8": (8,),
 }  # fmt: skip
 SHARED: tuple[str, ...] = ("onnx-shared",)  # those of codebooks
-FLOATS = ("onnx", "tflite", "executorch")  # targets whose file holds floats alone
+FLOATS = ("onnx", "tflite", "onnx-sparse", "executorch")  # targets whose file holds floats alone
+SPARSE = "onnx-sparse"  # the one that leaves zeros out
+# Bytes of a mask's nodes and names beside its bits and the survivors; those of indices are in `SHARED_OVERHEAD`.
+# Measured on written files.
+MASK_OVERHEAD = 330
 # Those whose file computes in integers: a layer that keeps its floats would cost time, and is not on offer.
 STATIC = frozenset({"onnx-int8", "tflite-int8", "mcu", "executorch-int8"})
 # TFLite files of integers, in which narrow layers have one scale for all rows; see `NARROW`.
@@ -130,13 +134,37 @@ def _stage_nbytes(stage: Stage, bits: int | None, target: str) -> int:
     if bits is None and target == "executorch":
         return FLOAT_BYTES * stage.params + EXECUTORCH_OVERHEAD
     if bits is None:
-        return FLOAT_BYTES * stage.params + LAYER_OVERHEAD[g.kind]
+        floats = FLOAT_BYTES * stage.params
+        if target == SPARSE and isinstance(stage.weight, Masked):
+            floats = min(floats, masked_nbytes(stage.params, stage.weight.survivors))
+        return floats + LAYER_OVERHEAD[g.kind]
     # Integers of four bits lie two in a byte; each row has a float32 scale.
     weights = -(-stage.params * bits // 8)
     if target in SHARED:
         nodes = SHARED_BYTES if bits == 8 else SHARED_OVERHEAD + SHARED_REST * (stage.params * bits % 8 > 0)
         return weights + FLOAT_BYTES * min(2**bits, stage.params) + nodes + LAYER_OVERHEAD[g.kind]
     return weights + FLOAT_BYTES * g.out_channels + WIDTH_OVERHEAD + LAYER_OVERHEAD[g.kind] + extra
+
+
+def masked_nbytes(weights: int, survivors: int, bits: int | None = None) -> int:
+    """Bytes of a mask and what it leaves, floats or indices of so many bits, in an ONNX file without zeros.
+
+    >>> masked_nbytes(8000, 1000) - MASK_OVERHEAD
+    5004
+    """
+    values = FLOAT_BYTES * (survivors + 1)
+    if bits is not None:
+        values = -(-(survivors + 1) * bits // 8) + FLOAT_BYTES * 2**bits + SHARED_OVERHEAD
+    return -(-weights // 8) + values + MASK_OVERHEAD
+
+
+def masked_pays(weights: int, survivors: int, bits: int | None = None) -> bool:
+    """Whether a mask makes the file smaller than the weight's floats do.
+
+    >>> masked_pays(8000, 4000), masked_pays(8000, 7999)
+    (True, False)
+    """
+    return masked_nbytes(weights, survivors, bits) < FLOAT_BYTES * weights
 
 
 def _static_nbytes(stage: Stage, bits: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from smidgen.forms.scales import scales
-from smidgen.forms.types import CP, Codebook, Dense, Form, LowRank, Quantized, Spatial, Tucker2
+from smidgen.forms.types import CP, Codebook, Dense, Form, Leaf, LowRank, Masked, Quantized, Spatial, Tucker2
 
 
 def dense(form: Form) -> np.ndarray:
@@ -26,7 +26,7 @@ def dense(form: Form) -> np.ndarray:
     (4, 3)
     """
     match form:
-        case Dense(values):
+        case Dense(values) | Masked(values):
             return values
         case Quantized():
             return _from_integers(form)
@@ -56,7 +56,7 @@ def shape(form: Form) -> tuple[int, ...]:
     (4, 3)
     """
     match form:
-        case Dense(values):
+        case Dense(values) | Masked(values):
             return values.shape
         case Quantized(integers):
             return integers.shape
@@ -104,10 +104,10 @@ def _tucker2(inp: np.ndarray, core: np.ndarray, out: np.ndarray, groups: int) ->
     return np.ascontiguousarray(full.swapaxes(2, 3)).reshape(out.shape[0], inp.shape[1], *window)
 
 
-def leaves(form: Form) -> Iterator[Dense | Quantized | Codebook]:
+def leaves(form: Form) -> Iterator[Leaf]:
     """The leaves of a form, in the order their layers run."""
     match form:
-        case Dense() | Quantized() | Codebook():
+        case Dense() | Quantized() | Codebook() | Masked():
             yield form
         case LowRank(v, u, core, _):
             yield from leaves(v)
@@ -144,9 +144,11 @@ def replace_last(form: Form, values: np.ndarray) -> Form:
 
     Args:
         form: any form.
-        values: the last factor for a factored form, the whole weight for a dense one.
+        values: the last factor for a factored form, the whole weight for others; of a pruned one with its zeros.
     """
     match form:
+        case Masked():
+            return Masked(values)
         case Dense() | Quantized() | Codebook():
             return Dense(values)
         case LowRank() | Spatial():
@@ -158,7 +160,7 @@ def replace_last(form: Form, values: np.ndarray) -> Form:
 def rank(form: Form) -> int | None:
     """Inner dimension of a factored form (of one group), that of the outputs where it has two; None for a dense one."""
     match form:
-        case Dense() | Quantized() | Codebook():
+        case Dense() | Quantized() | Codebook() | Masked():
             return None
         case LowRank(v, _, _, groups) | Spatial(v, _, groups):
             return shape(v)[0] // groups
@@ -169,7 +171,7 @@ def rank(form: Form) -> int | None:
 
 
 def describe(form: Form) -> str:
-    """Short name of a form for tables: ``dense``, ``quantized``, ``shared``, ``low-rank``, ``cp``, ``spatial``, …
+    """Short name of a form for tables: ``dense``, ``quantized``, ``pruned``, ``low-rank``, ``spatial``, …
 
     >>> describe(LowRank(v=Dense(np.zeros((1, 3))), u=Dense(np.zeros((4, 1))), core=Dense(np.zeros((1, 1)))))
     'low-rank (3 factors)'
@@ -181,6 +183,8 @@ def describe(form: Form) -> str:
             return "quantized"
         case Codebook():
             return "shared"
+        case Masked():
+            return "pruned"
         case LowRank(_, _, core, _):
             return "low-rank" if core is None else "low-rank (3 factors)"
         case CP():

@@ -13,7 +13,7 @@ import numpy as np
 
 from smidgen.forms.geometry import Geometry
 from smidgen.forms.rebuild import dense, shape
-from smidgen.forms.types import CP, Codebook, Dense, Form, LowRank, Quantized, Spatial, Tucker2
+from smidgen.forms.types import CP, Codebook, Dense, Form, LowRank, Masked, Quantized, Spatial, Tucker2
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ def stages(form: Form, geometry: Geometry) -> tuple[Stage, ...]:
             return _spatial(form, geometry)
         case Tucker2():
             return _tucker2(form, geometry)
-        case Dense() | Quantized() | Codebook():
+        case Dense() | Quantized() | Codebook() | Masked():
             return (Stage(form, geometry),)
 
 

@@ -74,6 +74,38 @@ class Codebook:
 
 
 @dataclass(frozen=True, eq=False)
+class Masked:
+    """Floats most of which were removed: zero where a weight is gone.
+
+    A leaf, and of floats alone: of integers a zero is one like the others, in a codebook it is a value.
+
+    Args:
+        values: float32 ``[out, inp, *kernel]``, 0 where removed.
+
+    >>> form = Masked(np.array([[0.0, 1.5, 0.0, 0.0]], np.float32))
+    >>> form.survivors, form.sparsity, form.kept.tolist()
+    (1, 0.75, [[False, True, False, False]])
+    """
+
+    values: np.ndarray
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Which weights are there still."""
+        return self.values != 0
+
+    @property
+    def survivors(self) -> int:
+        """How many are."""
+        return int(np.count_nonzero(self.values))
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that is gone."""
+        return 1 - self.survivors / max(self.values.size, 1)
+
+
+@dataclass(frozen=True, eq=False)
 class LowRank:
     """A product of two factors, or of three: ``W = U · V`` or ``W = U · C · V`` in each group.
 
@@ -145,7 +177,10 @@ class Tucker2:
     groups: int = 1
 
 
-Form = Union[Dense, Quantized, Codebook, LowRank, CP, Spatial, Tucker2]  # noqa: UP007 - the runtime type checker resolves the recursive name from here
+Form = Union[Dense, Quantized, Codebook, Masked, LowRank, CP, Spatial, Tucker2]  # noqa: UP007 - the runtime type checker resolves the recursive name from here
+
+# What holds numbers; all other forms are made of these.
+Leaf = Dense | Quantized | Codebook | Masked
 
 
 def hollow(*shape: int) -> np.ndarray:

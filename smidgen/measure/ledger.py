@@ -98,9 +98,9 @@ def _owners(graph: onnx.GraphProto, tensors: Mapping[str, onnx.TensorProto], lay
 
 
 def _of(name: str, layers: set[str]) -> str | None:
-    """The layer whose value has this name: what stands before ``.weight`` or ``.bias``, without a factor's number."""
+    """The layer whose value has this name: what stands before ``.weight``, ``.mask`` or ``.bias``."""
     stem, _, kind = name.rpartition(".")
-    if kind not in ("weight", "bias"):
+    if kind not in ("weight", "bias", "mask"):
         return None
     if stem in layers:
         return stem

@@ -8,8 +8,9 @@ A method module defines ``METHOD``, an object with
 
 and is found by being there: see `methods()`. A rounding module defines ``ROUNDING`` in the same way, an object that
 turns the leaves of any form into integers: see `roundings()`; what those share is in ``_stepped.py``. A sharing module
-defines ``SHARING``, which turns them into indices of a few values: see `sharings()`. The laws that all obey are in
-``tests/test_methods_contract.py``.
+defines ``SHARING``, which turns them into indices of a few values: see `sharings()`. A pruning module defines
+``PRUNING``, which says what weights go and what becomes of the others: see `prunings()`; what those share is in
+``_pruned.py``. The laws that all obey are in ``tests/test_methods_contract.py``.
 """
 
 from __future__ import annotations
@@ -80,11 +81,13 @@ class Rounding(Protocol):
     name: str
     settings: Any
 
-    def rounded(self, weight: Any, factors: Any, rows: Any, step: float, window: int = 1) -> Quantized:
+    def rounded(
+        self, weight: Any, factors: Any, rows: Any, step: float, window: int = 1, kept: Any = None
+    ) -> Quantized:
         """A weight ``[groups, out, n]`` as integers; see `smidgen.methods._stepped.Stepped.rounded`."""
         ...
 
-    def fixed(self, weight: Any, factors: Any, bits: int, *, shared: bool = False) -> Quantized:
+    def fixed(self, weight: Any, factors: Any, bits: int, *, shared: bool = False, kept: Any = None) -> Quantized:
         """The same as integers of a fixed width; see `smidgen.methods._stepped.Stepped.fixed`."""
         ...
 
@@ -100,7 +103,7 @@ class Sharing(Protocol):
     name: str
     settings: Any
 
-    def shared(self, weight: Any, factors: Any, rows: Any, bits: int) -> Codebook:
+    def shared(self, weight: Any, factors: Any, rows: Any, bits: int, kept: Any = None) -> Codebook:
         """A weight ``[groups, out, n]`` as 2^bits values; see `smidgen.methods.kmeans.KMeans.shared`."""
         ...
 
@@ -109,9 +112,46 @@ class Sharing(Protocol):
         ...
 
 
+@runtime_checkable
+class Pruning(Protocol):
+    """What a pruning module's ``PRUNING`` provides: which weights of a layer go first, and the others' values."""
+
+    name: str
+    settings: Any
+
+    def scores(self, weight: Any, factors: Any, rows: Any, price: float) -> Any:
+        """A number for each weight of ``[groups, out, n]``; those of the least go first.
+
+        Args:
+            weight: im2col rows of each group.
+            factors: of A: one `Factor`, or the lower factors of several groups.
+            rows: g, each row's share of the loss, ``[groups, out]``.
+            price: the score below which weights will go, as far as is known; a pruning may count with it.
+        """
+        ...
+
+    def values(self, weight: Any, moment: Any, factors: Any, kept: Any) -> Any:
+        """The pruned weight, zero where ``kept`` is False.
+
+        Args:
+            weight, factors: as of `scores`.
+            moment: A + δI of each group, ``[groups, n, n]``, or None where it is not known whole.
+            kept: which weights survive, ``[groups, out, n]``.
+        """
+        ...
+
+    def with_settings(self, **settings: Any) -> Pruning:
+        """The same with other settings."""
+        ...
+
+    def variants(self) -> Sequence[Pruning]:
+        """Itself with what was left open decided in each way there is; the first is taken where nothing tells."""
+        ...
+
+
 # How leaves become small; and all that a plan keeps the settings of.
 Leaves = Rounding | Sharing
-AnyMethod = Method | Rounding | Sharing
+AnyMethod = Method | Rounding | Sharing | Pruning
 
 
 @cache
@@ -142,6 +182,16 @@ def sharings() -> dict[str, Sharing]:
     ['kmeans']
     """
     return _found("SHARING")
+
+
+@cache
+def prunings() -> dict[str, Pruning]:
+    """Every way of pruning single weights there is, by name.
+
+    >>> sorted(prunings())
+    ['magnitude', 'obs', 'wanda']
+    """
+    return _found("PRUNING")
 
 
 def _found(attribute: str) -> dict[str, Any]:
@@ -183,8 +233,8 @@ def falling(losses: Any) -> np.ndarray:
 
 def choose_methods(
     wanted: str | Sequence[str] | Mapping[str, Sequence[str]], settings: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, Method], dict[str, tuple[str, ...]]]:
-    """The methods a user asked for, and which layer kinds each may touch.
+) -> tuple[dict[str, Method | Pruning], dict[str, tuple[str, ...]]]:
+    """The methods a user asked for, prunings among them, and which layer kinds each may touch.
 
     Args:
         wanted: ``"auto"`` for all, a name, names, or names by layer kind (``linear``, ``conv``, ``conv_transpose``).
@@ -209,8 +259,9 @@ def choose_methods(
         allowed = {kind: tuple(names) for kind in kinds}
     chosen = {}
     for name in sorted({name for names in allowed.values() for name in names}):
-        _known("method", name, sorted(methods()))
-        chosen[name] = _set(methods()[name], settings.get(name, {}))
+        there: dict[str, Method | Pruning] = {**methods(), **prunings()}
+        _known("method", name, sorted(there))
+        chosen[name] = _set(there[name], settings.get(name, {}))
     return chosen, allowed
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from smidgen.forms import Quantized, nearest_exponents, scales
@@ -69,6 +69,7 @@ class Stepped:
         rows: Float[Tensor, "groups out"],
         step: float,
         window: int = 1,
+        kept: Bool[Tensor, "groups out n"] | None = None,
     ) -> Quantized:
         """The weight as integers.
 
@@ -78,6 +79,7 @@ class Stepped:
             rows: g, each row's share of the loss.
             step: c; a weight of unit curvature is rounded to multiples of it.
             window: neighbouring columns of one input channel.
+            kept: of a pruned weight, what is not zero and must stay so; its zeros are given, and no rate moves them.
 
         Returns:
             Integers ``[groups · out, n]`` with their scales.
@@ -88,14 +90,17 @@ class Stepped:
             own = factors.diagonal(dim1=1, dim2=2).log().mean(1).neg().exp().repeat_interleave(rows.shape[1])
             row = nearest_exponents(step * _inverse_roots(rows.flatten()) * own.cpu().numpy(), grid)
             wide = torch.from_numpy(scales(row, grid)).to(weight)
-            z = self._several(weight, factors, wide.reshape(rows.shape)).flatten(0, 1)
+            z = self._several(weight, factors, wide.reshape(rows.shape), kept).flatten(0, 1)
             return Quantized(z.cpu().numpy().astype(np.int32, copy=False), row, np.zeros(1, np.int32), grid)
         factor = factors[0]
         column = _column_exponents(factor, step, window if self.settings.columns == "channel" else 0, grid)
         row = nearest_exponents(_inverse_roots(rows[0]), grid)
         row_scale, column_scale = (torch.from_numpy(scales(e, grid)).to(weight.device) for e in (row, column))
         wide = column_scale.repeat_interleave(weight.shape[2] // len(column))
-        z = self._one(weight[0], factor, rows[0], step, row_scale, wide).integers
+        if kept is not None and self.feedback:
+            z = round_gptq(weight[0], factor, row_scale, wide, kept=kept[0]).integers
+        else:
+            z = self._one(weight[0], factor, rows[0], step, row_scale, wide).integers
         return Quantized(z.cpu().numpy().astype(np.int32, copy=False), row, column, grid)
 
     def fixed(
@@ -105,6 +110,7 @@ class Stepped:
         bits: int,
         *,
         shared: bool = False,
+        kept: Bool[Tensor, "groups out n"] | None = None,
     ) -> Quantized:
         """The weight as integers of a fixed width, ±(2^(bits−1) − 1), a scale a row.
 
@@ -114,8 +120,9 @@ class Stepped:
             weight, factors: as of `rounded`.
             bits: width of every integer.
             shared: one scale for all rows.
+            kept: as of `rounded`.
         """
-        return _fixed(weight, factors, bits, feedback=self.feedback, shared=shared)
+        return _fixed(weight, factors, bits, feedback=self.feedback, shared=shared, kept=kept)
 
     def _one(
         self, weight: Tensor, factor: Factor, rows: Tensor, step: float, row_scale: Tensor, column_scale: Tensor
@@ -123,9 +130,9 @@ class Stepped:
         """A layer ``[out, n]`` at given scales."""
         raise NotImplementedError
 
-    def _several(self, weight: Tensor, lower: Tensor, step: Tensor) -> Tensor:
+    def _several(self, weight: Tensor, lower: Tensor, step: Tensor, kept: Tensor | None) -> Tensor:
         """Groups ``[groups, out, n]`` at given steps ``[groups, out]``, as integers."""
-        return round_groups(weight, lower, step)
+        return round_groups(weight, lower, step, kept=kept)
 
 
 def _fixed(
@@ -135,6 +142,7 @@ def _fixed(
     *,
     feedback: bool,
     shared: bool,
+    kept: Bool[Tensor, "groups out n"] | None,
 ) -> Quantized:
     """Scales that fit the width, then integers at them."""
     groups, out, n = weight.shape
@@ -146,7 +154,8 @@ def _fixed(
             return (change.reshape(weight.shape) @ factors).square().sum(2).flatten()
 
         def fed(scale: Tensor) -> Tensor:
-            return round_groups(weight, factors, scale.reshape(groups, out), levels=levels).reshape(flat.shape)
+            step = scale.reshape(groups, out)
+            return round_groups(weight, factors, step, levels=levels, kept=kept).reshape(flat.shape)
     else:
         factor, importance = factors[0], factors[0].diagonal.square()[None]
 
@@ -154,7 +163,7 @@ def _fixed(
             return row_costs(change, factor)
 
         def fed(scale: Tensor) -> Tensor:
-            z = round_gptq(flat, factor, scale, levels=levels).integers
+            z = round_gptq(flat, factor, scale, levels=levels, kept=None if kept is None else kept[0]).integers
             # An input that was never seen may come yet, and here a zero would save nothing.
             return torch.where(factor.alive, z, clamped_nearest(flat, scale, levels))
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from smidgen.forms import Codebook
@@ -82,6 +82,7 @@ class KMeans:
         factors: list[Factor] | Float[Tensor, "groups n n"],
         rows: Float[Tensor, "groups out"],
         bits: int,
+        kept: Bool[Tensor, "groups out n"] | None = None,
     ) -> Codebook:
         """The weight as 2^bits values, or fewer where it has no more.
 
@@ -90,13 +91,17 @@ class KMeans:
             factors: of A: one `Factor`, or the lower factors of several groups.
             rows: g, each row's share of the loss.
             bits: of an index.
+            kept: of a pruned weight, what is not zero: all others keep the value 0, which is in the codebook then.
 
         Returns:
             Indices ``[groups · out, n]`` and their values.
         """
         wide = weight.detach().to(torch.float64)
-        metric = _Metric(wide, factors, rows.to(wide))
-        values = kmeans(wide, 2**bits, metric.importance(feedback=self.settings.feedback), points=self.settings.points)
+        metric = _Metric(wide, factors, rows.to(wide), kept)
+        importance = metric.importance(feedback=self.settings.feedback)
+        importance = importance if kept is None else importance * kept
+        values = kmeans(wide, 2**bits - (kept is not None), importance, points=self.settings.points)
+        values = values if kept is None else torch.cat([values, values.new_zeros(1)])
         if not self.settings.feedback:
             values = _short(values)
             return _codebook(nearest(wide, values), values)
@@ -115,8 +120,10 @@ class KMeans:
 class _Metric:
     """A weight and what a change of it costs."""
 
-    def __init__(self, weight: Tensor, factors: list[Factor] | Tensor, rows: Tensor) -> None:
-        self.weight, self.factors, self.rows = weight, factors, rows
+    def __init__(
+        self, weight: Tensor, factors: list[Factor] | Tensor, rows: Tensor, kept: Tensor | None = None
+    ) -> None:
+        self.weight, self.factors, self.rows, self.kept = weight, factors, rows, kept
         several = isinstance(factors, Tensor)
         diagonal = factors.diagonal(dim1=1, dim2=2) if several else factors[0].diagonal[None]
         self.paid = rows[:, :, None] * diagonal.to(weight).square()[:, None]
@@ -149,7 +156,7 @@ class _Metric:
             left = self.weight @ lower
             for j in range(left.shape[2] - 1, -1, -1):
                 targets[:, :, j] = left[:, :, j] / lower[:, j, j, None]
-                indices[:, :, j] = nearest(targets[:, :, j], values)
+                indices[:, :, j] = self._nearest(targets[:, :, j], values, j)
                 left -= values[indices[:, :, j]][:, :, None] * lower[:, j, None, :]
             return indices, targets
         alive = self.factors[0].alive.tolist()
@@ -158,18 +165,26 @@ class _Metric:
             # An input that was never seen may come yet: its weights stay near what they were.
             if alive[j]:
                 targets[0, :, j] = target
-            indices[0, :, j] = nearest(targets[0, :, j], values)
+            indices[0, :, j] = self._nearest(targets[:, :, j], values, j)[0]
             return values[indices[0, :, j]]
 
         cancel(self.weight[0], self.factors[0], choose)
         return indices, targets
+
+    def _nearest(self, targets: Tensor, values: Tensor, j: int) -> Tensor:
+        """The value of each target in column j; 0 of what was removed."""
+        found = nearest(targets, values)
+        return found if self.kept is None else torch.where(self.kept[:, :, j], found, int(values.abs().argmin()))
 
     def moved(self, values: Tensor, indices: Tensor, targets: Tensor) -> Tensor:
         """Each value at the weighted mean of the targets that took it."""
         flat, zero = indices.flatten(), torch.zeros_like(values)
         mass = zero.index_add(0, flat, self.paid.flatten())
         total = zero.index_add(0, flat, (self.paid * targets).flatten())
-        return torch.where(mass > 0, total / mass.clamp_min(torch.finfo(torch.float64).tiny), values).sort().values
+        means = torch.where(mass > 0, total / mass.clamp_min(torch.finfo(torch.float64).tiny), values)
+        if self.kept is not None:
+            means[values.abs().argmin()] = 0.0
+        return means.sort().values
 
 
 def _short(values: Tensor) -> Tensor:

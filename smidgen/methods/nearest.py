@@ -36,7 +36,7 @@ class Nearest(Stepped):
     ) -> Rounded:
         return round_nearest(weight, row_scale, column_scale)
 
-    def _several(self, weight: Tensor, lower: Tensor, step: Tensor) -> Tensor:
+    def _several(self, weight: Tensor, lower: Tensor, step: Tensor, kept: Tensor | None) -> Tensor:
         return (weight.double() / step.double()[:, :, None]).round()
 
 

@@ -24,7 +24,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
 from smidgen.errors import Refusal
@@ -159,6 +159,7 @@ def round_gptq(
     column_scale: Float32[Tensor, " n"] | None = None,
     *,
     levels: int | None = None,
+    kept: Bool[Tensor, "out n"] | None = None,
 ) -> Rounded:
     """Every column to its nearest step in turn, later ones making good what earlier ones lost.
 
@@ -167,6 +168,7 @@ def round_gptq(
         factor: of A; its order is the order of rounding.
         row_scale, column_scale: whose products are the steps; columns all alike when None.
         levels: largest magnitude of an integer, for fixed widths; free when None.
+        kept: of a pruned weight, what may be another integer than zero; anything when None.
 
     Paper: arXiv:2210.17323.
 
@@ -187,6 +189,7 @@ def round_gptq(
             return torch.zeros_like(target)
         step = rows * wide[j]
         z = (target / step).round().clamp(-most, most)
+        z = z if kept is None else torch.where(kept[:, j], z, 0.0)
         integers[:, j] = z
         return z * step
 

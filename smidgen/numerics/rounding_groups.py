@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from smidgen.numerics.rounding import LARGEST
@@ -39,6 +39,7 @@ def round_groups(
     step: Float[Tensor, "groups out"],
     *,
     levels: int | None = None,
+    kept: Bool[Tensor, "groups out n"] | None = None,
 ) -> Int[Tensor, "groups out n"]:
     """Every column of every group to its nearest step in turn, from the last, the others making good what it lost.
 
@@ -47,6 +48,7 @@ def round_groups(
         lower: from `factorise_groups`.
         step: of each row.
         levels: largest magnitude of an integer, for fixed widths; free when None.
+        kept: of a pruned weight, what may be another integer than zero; anything when None.
 
     Paper: arXiv:2210.17323.
 
@@ -62,6 +64,7 @@ def round_groups(
     for j in range(left.shape[2] - 1, -1, -1):
         target = left[:, :, j] / lower[:, j, j, None]
         z = (target / wide).round().clamp(-most, most)
+        z = z if kept is None else torch.where(kept[:, :, j], z, 0.0)
         integers[:, :, j] = z
         left -= (z * wide)[:, :, None] * lower[:, j, None, :]
     return integers.to(torch.int32)

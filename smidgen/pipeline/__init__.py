@@ -21,12 +21,13 @@ from torch import nn
 from smidgen.budget import Budget
 from smidgen.errors import BudgetError, PlanError
 from smidgen.measure.scores import Metric
-from smidgen.methods import AnyMethod, roundings, sharings
+from smidgen.methods import AnyMethod, Pruning, prunings, roundings, sharings
 from smidgen.methods._ranks import told_ranks
 from smidgen.pipeline.equalise import better_equalised, with_equalised
 from smidgen.pipeline.ledger import parse_limit, with_ledger
 from smidgen.pipeline.micro import with_sources
 from smidgen.pipeline.options import candidates
+from smidgen.pipeline.recipes import recipe_of
 from smidgen.pipeline.targets import check_given, check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
 from smidgen.pipeline.times import with_times
@@ -35,11 +36,13 @@ from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
 from smidgen.planning.candidates import Options
 from smidgen.planning.pace import guarded, saved_ms, spend_ms
 from smidgen.planning.plan import Plan, plan_from_json
+from smidgen.planning.prune import pruned_plan
 from smidgen.planning.realise import Refit
 from smidgen.planning.search import Outcome, PlanAt, Trial, search_drop, search_size
 from smidgen.planning.search_time import search_time
 from smidgen.report.record import UNTIMED
 from smidgen.report.result import Result
+from smidgen.report.table import DENSE
 
 __all__ = ["Task", "Workshop", "apply", "candidates", "compress", "guards", "open_task", "search"]
 
@@ -67,6 +70,7 @@ def compress(
     guard: bool | None = None,
     max_ram: int | str | None = None,
     max_flash: int | str | None = None,
+    recipe: str | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result:
     """Make a trained network smaller within a budget.
@@ -79,16 +83,20 @@ def compress(
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
         weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
         example: one batch of inputs, needed where neither data nor the file tell the shape.
-        methods: ``"auto"`` for all, names, or names by layer kind: ``{"linear": ["svd"], "conv": ["cp"]}``.
+        methods: ``"auto"`` for all, names, or names by layer kind: ``{"linear": ["svd"], "conv": ["cp"]}``. Or one
+            pruning of single weights: ``"obs"`` (by curvature, the others making good), ``"wanda"``, ``"magnitude"``.
         settings: of methods, by name: ``{"svd": {"ranks": "vbmf", "multiple": 8}}``. Where ranks are not chosen by the
-            price and no budget is given, every layer takes its rank if that makes it smaller.
+            price and no budget is given, every layer takes its rank if that makes it smaller. Of prunings:
+            ``{"obs": {"sparsity": 0.7}}`` removes 70 % of all weights, ``{"obs": {"pattern": "2:4"}}`` two of four;
+            ``"scope": "layer"`` the share of each layer, ``"protect": ["head*"]`` leaves layers whole.
         target: the kind of file the budget binds, or several, the first of which it binds: ``"archive"`` (integers,
             entropy-coded; `smidgen.unpack` gives back the ONNX file), ``"onnx"`` (floats), ``"onnx-w8"`` or
             ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear), ``"onnx-shared"``
-            (weights that share 2 to 256 values a layer, as packed indices), ``"onnx-int8"`` (static: activations too;
-            it computes in integers, and needs data), ``"tflite"`` or ``"executorch"`` (floats), ``"tflite-int8"`` or
-            ``"executorch-int8"`` (weights and activations of 8 bits, float ends; needs data) or ``"mcu"`` (TFLite with
-            integers at the ends too, for TensorFlow Lite Micro, and C sources).
+            (weights that share 2 to 256 values a layer, as packed indices), ``"onnx-sparse"`` (floats, zeros left out),
+            ``"onnx-int8"`` (static: activations too; it computes in integers, and needs data), ``"tflite"`` or
+            ``"executorch"`` (floats), ``"tflite-int8"`` or ``"executorch-int8"`` (weights and activations of 8 bits,
+            float ends; needs data) or ``"mcu"`` (TFLite with integers at the ends too, for TensorFlow Lite Micro, and
+            C sources).
         rounding: how integers are found, for a target that holds them: ``"gptq"``, ``"rate_aware"`` or ``"nearest"``;
             ``"kmeans"`` shares weights, for ``"archive"`` and ``"onnx-shared"``. With
             ``settings={"kmeans": {"bits": 5}}`` and no budget every layer that gets smaller by it shares 32 values.
@@ -101,6 +109,8 @@ def compress(
         max_ram: bytes, or text such as "64 KiB", that the activations of the target's file may take at once (of
             ``"mcu"`` the whole arena it runs in); where they take more the budget is not met.
         max_flash: the same of the target's file; it is the budget where none is given.
+        recipe: a named chain of stages in the place of methods, target and rounding: ``"deep-compression"`` prunes,
+            shares and Huffman-codes, with the bytes of each stage in the record (`smidgen.pipeline.recipes`).
         progress: called with (stage, done, total).
 
     Returns:
@@ -116,6 +126,12 @@ def compress(
     True
     """
     started = time.perf_counter()
+    if recipe is not None:
+        said = {"methods": methods != "auto", "target": target != "onnx", "rounding": rounding is not None}
+        cook = recipe_of(recipe, [name for name, given in said.items() if given], budget or Budget())
+        task = open_task(model, data, test, weights, example, metric, threads, device, seed)
+        _check_budget(budget or Budget(), task, "archive")
+        return cook(task, settings or {}, budget or Budget(), refit, progress)
     targets = check_targets(target)
     most, flash = parse_limit("max_ram", max_ram), parse_limit("max_flash", max_flash)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
@@ -123,12 +139,17 @@ def compress(
     check_given(targets, task.roles)
     _check_budget(budget, task, targets[0])
     task = better_equalised(task, targets[0], progress)
+    methods = prunings_named(settings) or methods if methods == "auto" else methods
     if methods == "auto" and budget.kind == "default" and bits_named(settings):
         methods = ()  # every layer as it is, at those bits: with factors the fewest bytes would be the least ranks
     options, chosen = candidates(task, methods, progress, settings, targets[0], rounding)
     check_ranks(options, chosen)
+    if pruning_chosen(chosen) and budget.kind != "default" and targets[0] in DENSE:
+        raise BudgetError(f"budget: zeros make a dense file of {targets[0]} no smaller or faster; "
+                          "give target onnx-sparse or archive, or no budget")  # fmt: skip
     with Threads(task.threads):
-        guard = guards(budget, targets[0]) if guard is None else guard
+        # Zeros take as long as other weights: there is nothing to time.
+        guard = (guards(budget, targets[0]) and not pruning_chosen(chosen)) if guard is None else guard
         if guard or budget.timed:
             options = with_times(options, task.threads, progress)
         work = Workshop(task, options, refit, progress, budget, targets=targets)
@@ -208,6 +229,10 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
     def plan_at(price: float, price_ms: float = 0.0) -> Plan:
         return replace(allocate(options, price, chosen, price_ms), **work.circumstances)
 
+    # A step of rounding is for the price to find, as without pruning.
+    stepped = any(label.step is not None for option in options for label in option.labels)
+    if budget.kind == "default" and pruning_chosen(chosen) and not stepped:
+        return Outcome(work.trial(replace(pruned_plan(options, chosen), **work.circumstances)), met=True)
     if budget.kind == "default" and ranks_chosen(chosen):
         return Outcome(work.trial(plan_at(inf)), met=True)
     if budget.kind == "default" and bits_chosen(chosen) and not any(option.families for option in options):
@@ -228,6 +253,20 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
 def ranks_chosen(chosen: Mapping[str, AnyMethod]) -> list[str]:
     """The methods whose ranks are not chosen by the price."""
     return [name for name, method in chosen.items() if getattr(method.settings, "ranks", "price") != "price"]
+
+
+def pruning_chosen(chosen: Mapping[str, AnyMethod]) -> bool:
+    """Whether the user asked for single weights to be removed."""
+    return any(isinstance(method, Pruning) for method in chosen.values())
+
+
+def prunings_named(settings: Mapping[str, Mapping[str, Any]] | None) -> tuple[str, ...]:
+    """The prunings that settings are given for.
+
+    >>> prunings_named({"obs": {"sparsity": 0.7}}), prunings_named({"svd": {"rank": 3}})
+    (('obs',), ())
+    """
+    return tuple(name for name in prunings() if name in (settings or {}))
 
 
 def bits_named(settings: Mapping[str, Mapping[str, Any]] | None) -> bool:

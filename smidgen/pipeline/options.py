@@ -6,20 +6,34 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from smidgen.calibrate.answers import outputs_of, true_loss
 from smidgen.calibrate.curvature import collect
 from smidgen.calibrate.norms import curvature_of
 from smidgen.data import Dataset
 from smidgen.errors import PlanError
-from smidgen.forms import FLOATS, SHARED, STATIC, WIDTHS, Dense, macs
+from smidgen.forms import FLOATS, SHARED, STATIC, WIDTHS, Dense, Masked, macs
 from smidgen.measure.memory import release
-from smidgen.methods import AnyMethod, Leaves, Rounding, Sharing, choose_methods, choose_rounding, sharings
+from smidgen.methods import (
+    AnyMethod,
+    Leaves,
+    Method,
+    Pruning,
+    Rounding,
+    Sharing,
+    choose_methods,
+    choose_rounding,
+    sharings,
+)
+from smidgen.model.replace import with_forms
 from smidgen.pipeline.task import Progress, Task, Threads
 from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.precision import with_precision
-from smidgen.planning.probe import SHARES, probe
+from smidgen.planning.probe import SHARES, losses_alone, probe
+from smidgen.planning.prune import Alone, Together, with_pruned
 from smidgen.planning.widths import with_widths
-from smidgen.site import Curvature
+from smidgen.site import Curvature, Stored
 
 PROBE_INPUTS = 512  # selection inputs that a probe of the true loss uses at most
 PROBE_MACS = 4e11  # most multiplications of all probes: some ten seconds on a small machine
@@ -34,6 +48,8 @@ def candidates(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     target: str = "onnx",
     rounding: str | None = None,
+    *,
+    curvatures: Mapping[str, Curvature] | None = None,
 ) -> tuple[list[Options], dict[str, AnyMethod]]:
     """Curvature, and every form every site could take.
 
@@ -44,6 +60,7 @@ def candidates(
         settings: of methods, by name.
         target: the file whose bytes count.
         rounding: how integers or codebooks are found, for a target that holds them; its usual one when None.
+        curvatures: from `curvatures_of`, where they are known already.
 
     Returns:
         The options in running order, and the methods they came from.
@@ -52,19 +69,25 @@ def candidates(
     # long for little (ResNet-20 at 60 kB: one layer of twenty takes one). Who names them gets them.
     integers = target == "archive" or target in WIDTHS
     wanted = "svd" if methods == "auto" and integers else methods
-    asked, allowed = choose_methods(wanted, settings or {})
+    named, allowed = choose_methods(wanted, settings or {})
+    pruning = check_pruning(named)
+    asked = {name: method for name, method in named.items() if isinstance(method, Method)}
     how = rounding_for(target, rounding, settings or {})
-    chosen: dict[str, AnyMethod] = {**asked, how.name: how} if integers else {**asked}
+    chosen: dict[str, AnyMethod] = {**named, how.name: how} if integers else {**named}
     sites = task.prepared.sites
     with Threads(task.threads):
-        curvatures = _curvatures(task, progress)
+        curvatures = curvatures_of(task, progress) if curvatures is None else curvatures
         tick = _ticks(progress, "candidates", len(sites))
+        asking = {kind: [name for name in names if name in asked] for kind, names in allowed.items()}
         options = gather(
-            sites, curvatures, asked, allowed=allowed, target=target if target in {*FLOATS, *STATIC} else "onnx",
+            sites, curvatures, asked, allowed=asking, target=target if target in {*FLOATS, *STATIC} else "onnx",
             device=task.device, seed=task.seed, tick=tick,
         )  # fmt: skip
+        if pruning is not None:
+            floats = target if target in FLOATS else "onnx"
+            options = with_pruned(options, curvatures, pruning, allowed, floats, _truth(task, options))
         options = [_rounded(o, curvatures.get(o.site.name, weights_only(o.site)), how, target) for o in options]
-        if task.roles is not None:
+        if task.roles is not None and pruning is None:
             # Not the inputs that the forms were fitted to: on those an overfitted layer looks free.
             inputs = kept_batches(task.roles.selection, probe_inputs(options))
             tick = _ticks(progress, "probe", len(sites))
@@ -73,7 +96,44 @@ def candidates(
     return options, chosen
 
 
-def _curvatures(task: Task, progress: Progress) -> dict[str, Curvature]:
+def _truth(task: Task, options: list[Options]) -> tuple[Alone, Together] | None:
+    """True losses of pruned forms on selection inputs, which no form was fitted to."""
+    if task.roles is None:
+        return None
+    inputs = kept_batches(task.roles.selection, probe_inputs(options))
+    sites = {option.site.name: option.site for option in options}
+
+    def alone(forms: Mapping[str, Masked]) -> dict[str, float]:
+        pairs = {name: (sites[name], form) for name, form in forms.items()}
+        return losses_alone(task.prepared.module, pairs, inputs, device=task.device)
+
+    def together(forms: Mapping[str, Masked]) -> float:
+        stored = {name: Stored(form, sites[name].bias) for name, form in forms.items()}
+        pruned, before, after = with_forms(task.prepared.module, list(sites.values()), stored), [], []
+        with torch.no_grad():
+            for batch in inputs:
+                x = torch.from_numpy(batch).to(task.device)
+                before.append(outputs_of(task.prepared.module(x)))
+                after.append(outputs_of(pruned(x)))
+        return true_loss(before, after)
+
+    return alone, together
+
+
+def check_pruning(named: Mapping[str, Method | Pruning]) -> Pruning | None:
+    """The pruning among the methods named, if any.
+
+    Raises:
+        PlanError: it is not alone.
+    """
+    found = [method for method in named.values() if isinstance(method, Pruning)]
+    if found and len(named) > 1:
+        raise PlanError(f"methods: {found[0].name} prunes all layers to one sparsity, and stands alone; "
+                        f"leave {', '.join(name for name in named if name != found[0].name)} out")  # fmt: skip
+    return found[0] if found else None
+
+
+def curvatures_of(task: Task, progress: Progress) -> dict[str, Curvature]:
     """From calibration inputs; without them from what the network's BatchNorms remember, where they do."""
     sites, signals = task.prepared.sites, task.prepared.signals
     if task.roles is None:

@@ -24,7 +24,7 @@ from smidgen.export.prepare import Prepared
 from smidgen.export.static import write_static
 from smidgen.export.tflite import to_tflite
 from smidgen.export.tflite_static import calibrated
-from smidgen.forms import FLOATS, SHARED, STATIC, Quantized, leaves, width
+from smidgen.forms import FLOATS, SHARED, SPARSE, STATIC, Quantized, leaves, width
 from smidgen.model.replace import with_forms
 from smidgen.planning.widths import in_integers
 from smidgen.runtimes.executorch import require_executorch
@@ -32,6 +32,7 @@ from smidgen.runtimes.micro import require_micro
 from smidgen.runtimes.tflite_file import require_litert
 from smidgen.site import Stored
 
+HUFFMAN = "model.huffman.smidgen"
 ALWAYS = ("onnx", "archive")  # written whatever the target: the table shows the archive's bytes beside the others'
 
 
@@ -117,6 +118,24 @@ def _archive(source: Source, path: Path) -> None:
     write_bytes(pack_archive(model, {names.get(name, name): packed for name, packed in integers.items()}), path)
 
 
+def huffman_archive(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> Path:
+    """An archive whose integers have Huffman codes, not the arithmetic one; it unpacks like any other.
+
+    Args:
+        prepared, stored: the network's graph, and form and bias of every site.
+        onnx: its ONNX file of floats.
+
+    Returns:
+        The file, beside that one.
+    """
+    model, names = shortened(onnx.read_bytes())
+    integers = integer_tensors(prepared.base, prepared.sites, stored)
+    packed = {names.get(name, name): each for name, each in integers.items()}
+    path = onnx.with_name(HUFFMAN)
+    write_bytes(pack_archive(model, packed, coders=("constant", "raw", "huffman", "runs")), path)
+    return path
+
+
 def _integers(target: str, source: Source, path: Path) -> None:
     prepared, stored = source.prepared, source.stored
     held = any(width(leaf, target) for one in stored.values() for leaf in leaves(one.form))
@@ -129,6 +148,10 @@ def _integers(target: str, source: Source, path: Path) -> None:
         write_static(prepared, stored, path, source.inputs, source.held, source.threads)
     else:
         write(prepared.base, prepared.sites, stored, path, target)
+
+
+def _sparse(source: Source, path: Path) -> None:
+    write(source.prepared.base, source.prepared.sites, source.stored, path, SPARSE)
 
 
 def _tflite(source: Source, path: Path) -> None:
@@ -181,7 +204,7 @@ def _executorch_int8(source: Source, path: Path) -> None:
 _WRITERS: dict[str, Callable[[Source, Path], None]] = {
     "archive": _archive, "onnx-w8": partial(_integers, "onnx-w8"), "onnx-w4": partial(_integers, "onnx-w4"),
     "onnx-int8": partial(_integers, "onnx-int8"), "onnx-shared": partial(_integers, "onnx-shared"),
-    "tflite": _tflite, "tflite-int8": _tflite_int8, "mcu": _mcu,
+    "onnx-sparse": _sparse, "tflite": _tflite, "tflite-int8": _tflite_int8, "mcu": _mcu,
     "executorch": _executorch, "executorch-int8": _executorch_int8,
 }  # fmt: skip
 

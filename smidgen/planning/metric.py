@@ -92,8 +92,9 @@ def metric_of(site: Site, curvature: Curvature) -> Metric:
     return Metric(inputs, curvature.outputs.matrix, curvature.scale)
 
 
-# (weight [groups, out, n], factors of A, rows' shares g, columns of one input channel) → integers or indices
-RoundLeaf = Callable[[Tensor, "list[Factor] | Tensor", Tensor, int], Quantized | Codebook]
+# (weight [groups, out, n], factors of A, rows' shares g, columns of one input channel; of a pruned weight also what is
+# kept) → integers or indices
+RoundLeaf = Callable[..., Quantized | Codebook]
 # (V̂, U₀) → V̂ A V̂ᵀ and the U that makes good what V̂ lost
 Refit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

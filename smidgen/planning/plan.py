@@ -11,6 +11,7 @@ from typing import Any
 from smidgen.budget import TARGETS
 from smidgen.errors import PlanError, one_line
 from smidgen.forms import WIDTHS
+from smidgen.methods import prunings
 from smidgen.site import Site
 
 VERSION = 3
@@ -25,7 +26,7 @@ class Choice:
     Args:
         site: its name.
         method: method name, or None when the site stays dense.
-        rank: inner dimension for a factored form.
+        rank: inner dimension for a factored form; of a pruned one the weights that stay.
         loss: predicted rise of the loss.
         nbytes: predicted bytes in the target's file.
         reason: why the site stays as it is, when it does.
@@ -51,6 +52,11 @@ class Choice:
     def rounded(self) -> bool:
         """Whether the site becomes integers."""
         return self.step is not None or self.bits is not None
+
+    @property
+    def pruned(self) -> bool:
+        """Whether single weights are removed; its rank is how many stay."""
+        return self.method in prunings()
 
     @property
     def changed(self) -> bool:

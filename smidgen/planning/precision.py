@@ -19,7 +19,7 @@ from torch import Tensor
 from smidgen.coding import cost_model
 from smidgen.errors import Refusal
 from smidgen.forms import NARROW, Codebook, Form, Geometry, LowRank, Quantized, dense, leaves, shape
-from smidgen.methods import Family, Leaves, Rounding, Sharing
+from smidgen.methods import Family, Leaves, Rounding, Sharing, prunings
 from smidgen.numerics.cancellation import Factor
 from smidgen.planning.candidates import Label, Options
 from smidgen.planning.metric import Metric, RoundLeaf, fit_left, metric_of
@@ -60,15 +60,18 @@ class Precision:
     def leaf(self, step: float | None, bits: int | None = None) -> RoundLeaf:
         """How a leaf becomes integers, by a step of any size or of a width; or indices of one."""
 
-        def rounded(weight: Tensor, factors: list[Factor] | Tensor, rows: Tensor, window: int) -> Quantized | Codebook:
+        def rounded(
+            weight: Tensor, factors: list[Factor] | Tensor, rows: Tensor, window: int, kept: Tensor | None = None
+        ) -> Quantized | Codebook:  # fmt: skip
             if isinstance(self.method, Sharing):
                 assert bits is not None  # what is shared has no step
-                return self.method.shared(weight, factors, rows, bits)
+                return self.method.shared(weight, factors, rows, bits, kept)
             if bits is not None:
                 shared = self.narrow and len(weight) == 1 and weight.shape[2] <= NARROW
-                return self.method.fixed(weight, factors, max(bits, 8) if shared else bits, shared=shared)
+                width = max(bits, 8) if shared else bits
+                return self.method.fixed(weight, factors, width, shared=shared, kept=kept)
             assert step is not None  # one of the two is given
-            return self.method.rounded(weight, factors, rows, step, window)
+            return self.method.rounded(weight, factors, rows, step, window, kept)
 
         return rounded
 
@@ -128,10 +131,15 @@ def no_rounding(site: Site, method: Leaves) -> dict[str, str] | None:
 
 def _entries(option: Options, precision: Precision) -> Iterator[tuple[float, int, Label]]:
     ladder = _ladder(precision)
-    yield from _between(ladder, [Label(None, None)], [_dense_rung(precision, step) for step in ladder])
+    pruned = prunings().keys() & option.families.keys()
+    if not pruned:
+        yield from _between(ladder, [Label(None, None)], [_dense_rung(precision, step) for step in ladder])
     for name, family in option.families.items():
         form = family.form(family.ranks[0])
-        if not isinstance(form, LowRank):
+        if name in pruned:
+            rungs = [_whole_rung(precision, form, step) for step in ladder]
+            yield from _between(ladder, [Label(name, family.ranks[0])], rungs)
+        elif not isinstance(form, LowRank):
             yield from _chain_entries(precision, name, family)
         elif form.core is None:
             ranks = [rank for rank in family.ranks if rank <= MOST_RANK] or [family.ranks[0]]
@@ -190,6 +198,14 @@ def _dense_rung(precision: Precision, step: float) -> _Rung:
     loss, form = dense_loss(precision, precision.leaf(step))
     bits = g.out_channels / shape(form)[0] * coded_bits(form).sum()
     return _Rung(np.array([loss]), np.array([_nbytes(bits, g, [g.out_channels])]))
+
+
+def _whole_rung(precision: Precision, form: Form, step: float) -> _Rung:
+    """A pruned layer at one step, all its rows."""
+    rounded = precision.form(form, step)
+    assert isinstance(rounded, Quantized)
+    size = _nbytes(coded_bits(rounded).sum(), precision.site.geometry, [len(rounded.row)])
+    return _Rung(np.array([whole_loss(precision, rounded)]), np.array([size]))
 
 
 def dense_loss(precision: Precision, leaf: RoundLeaf) -> tuple[float, Quantized | Codebook]:

@@ -172,6 +172,11 @@ class _Job:
         return self.option.site
 
     @property
+    def products(self) -> bool:
+        """Whether the refit moves weights, not the bias alone."""
+        return self.determined or (self.choice.method is not None and not self.choice.pruned)
+
+    @property
     def whole(self) -> bool:
         """Whether it is the layer's own inputs that are wanted, not those of its last factor."""
         return self.choice.rounded
@@ -195,20 +200,28 @@ def _jobs(options: Sequence[Options], plan: Plan, known: References | None, refi
     result: list[_Job] = []
     for option, choice in zip(options, plan.choices, strict=True):
         fixed = choice.rounded and refit != "weights"
-        determined = known is not None and not fixed and _well_determined(option.site, known)
+        determined = known is not None and not fixed and _well_determined(option.site, known, _unknowns(option, choice))
         if choice.changed or (result and determined):
             possible = known is not None and _has_rows(option.site, known)
             result.append(_Job(option, choice, possible and not (fixed and refit == "nothing"), determined))
     return result
 
 
-def _well_determined(site: Site, known: References) -> bool:
-    """Whether a dense layer's refit rests on many more rows than it has columns."""
+def _unknowns(option: Options, choice: Choice) -> int:
+    """What a refit of one row of a dense layer solves for: its columns, or those that pruning left."""
+    columns = option.site.geometry.columns
+    if choice.rank is None or not choice.pruned:
+        return columns
+    return min(columns, -(-choice.rank // option.site.geometry.out_channels))
+
+
+def _well_determined(site: Site, known: References, unknowns: int) -> bool:
+    """Whether a dense layer's refit rests on many more rows than it solves for."""
     g = site.geometry
     if not _has_rows(site, known):
         return False
     rows = sum(batch.shape[1] for batch in known.rows[site.name])
-    return g.columns <= MOST_COLUMNS and rows >= ROWS_PER_COLUMN * g.columns
+    return g.columns <= MOST_COLUMNS and rows >= ROWS_PER_COLUMN * unknowns
 
 
 def _has_rows(site: Site, known: References) -> bool:
@@ -227,7 +240,7 @@ def _refit(
 ) -> dict[str, Stored]:
     """Least squares for the last layer of every site of a block, or for all of it where it is rounded."""
     seen_by = {job.site.name: _seen_by(job, stored[job.site.name]) for job in block}
-    sums = {job.site.name: Moments(products=job.determined or job.choice.method is not None) for job in block}
+    sums = {job.site.name: Moments(products=job.products) for job in block}
     seen = dict.fromkeys(seen_by, 0)
 
     def gather(job: _Job) -> Callable[..., None]:

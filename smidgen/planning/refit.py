@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from smidgen.forms import Codebook, Dense, Geometry, Quantized, dense, leaves, replace_last
+from smidgen.forms import Codebook, Dense, Geometry, Masked, Quantized, dense, leaves, replace_last
+from smidgen.numerics.pruning import survivors
 from smidgen.planning.metric import Metric
 from smidgen.planning.precision import Precision
 from smidgen.planning.rounding import round_bias, round_form
@@ -94,6 +95,12 @@ class Moments:
         """The weight of least error, pulled toward ``start``."""
         return ridge_solve(*self.centred(intercept=intercept), start)
 
+    def solve_kept(self, start: Float[Tensor, "groups out n"], *, intercept: bool) -> Float[Tensor, "groups out n"]:
+        """The same with zeros where ``start`` has them: the survivors of each row solved for by themselves."""
+        right, matrix = ridged(*self.centred(intercept=intercept), start)
+        free = torch.linalg.solve(matrix, right, left=False)
+        return torch.stack([survivors(*each) for each in zip(free, matrix, start != 0, strict=True)])
+
     def intercept(self, weight: Float[Tensor, "groups out n"]) -> Float[Tensor, "groups out"]:
         """b = ȳ − W z̄."""
         y, z = self.means
@@ -104,10 +111,18 @@ def ridge_solve(
     yz: Float[Tensor, "groups out n"], zz: Float[Tensor, "groups n n"], start: Float[Tensor, "groups out n"]
 ) -> Float[Tensor, "groups out n"]:
     """(E[y zᵀ] + ρ U₀) (E[z zᵀ] + ρ)⁻¹."""
+    right, matrix = ridged(yz, zz, start)
+    return torch.linalg.solve(matrix, right, left=False)
+
+
+def ridged(
+    yz: Float[Tensor, "groups out n"], zz: Float[Tensor, "groups n n"], start: Float[Tensor, "groups out n"]
+) -> tuple[Float[Tensor, "groups out n"], Float[Tensor, "groups n n"]]:
+    """E[y zᵀ] + ρ U₀ and E[z zᵀ] + ρ."""
     scale = torch.diagonal(zz, dim1=1, dim2=2)
     # Each inner channel has its own size: the ridge is relative to it, with a floor for dead ones.
     ridge = torch.diag_embed(RIDGE * scale + 1e-6 * scale.mean(1, keepdim=True) + 1e-30)
-    return torch.linalg.solve(zz + ridge, yz + start @ ridge, left=False)
+    return yz + start @ ridge, zz + ridge
 
 
 def refitted(stored: Stored, last: Geometry, sums: Moments) -> Stored:
@@ -118,9 +133,13 @@ def refitted(stored: Stored, last: Geometry, sums: Moments) -> Stored:
         last: geometry of its last layer.
         sums: of the original's outputs and the last layer's inputs.
     """
-    old = dense(list(leaves(stored.form))[-1])
-    start = torch.as_tensor(old, dtype=torch.float64, device=sums.z.device)
-    u = sums.solve(start.reshape(last.groups, -1, last.columns), intercept=stored.bias is not None)
+    leaf = list(leaves(stored.form))[-1]
+    start = torch.as_tensor(dense(leaf), dtype=torch.float64, device=sums.z.device)
+    before, intercept = start.reshape(last.groups, -1, last.columns), stored.bias is not None
+    if isinstance(leaf, Masked):
+        u = sums.solve_kept(before, intercept=intercept) if sums.products else before
+    else:
+        u = sums.solve(before, intercept=intercept)
     bias = None if stored.bias is None else _floats(sums.intercept(u).flatten())
     return Stored(replace_last(stored.form, _floats(u.reshape(start.shape))), bias)
 
@@ -144,7 +163,11 @@ def rounded(
     metric, target = precision.metric, precision.weight.to(sums.z.device)
     if determined:
         _, zz = sums.centred(intercept=intercept)
-        target = sums.solve(target, intercept=intercept)
+        if isinstance(form, Masked):
+            start = torch.as_tensor(grouped(form.values, g.groups)).to(target)
+            form = Masked(_floats(sums.solve_kept(start, intercept=intercept).reshape(form.values.shape)))
+        else:
+            target = sums.solve(target, intercept=intercept)
         metric = Metric(Moment(matrix=g.positions * zz), metric.outputs, metric.scale)
 
     def refit(v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from smidgen.forms import (
     Form,
     Geometry,
     LowRank,
+    Masked,
     Quantized,
     Spatial,
     Tucker2,
@@ -51,7 +52,7 @@ def round_form(
     """A form with integers, or indices, in its leaves.
 
     Args:
-        form: `Dense`, `LowRank` in two factors, `Spatial`, `Tucker2` or `CP`.
+        form: `Dense`, `Masked` (whose zeros stay zeros), `LowRank` in two factors, `Spatial`, `Tucker2` or `CP`.
         target: the weight it shall stand for, im2col rows of each group.
         geometry: the layer.
         metric: A and G.
@@ -67,6 +68,11 @@ def round_form(
             window = int(np.prod(geometry.kernel, dtype=int))
             rounded = leaf(target, metric.factors, metric.rows(*target.shape[:2]), window)
             return reshaped(rounded, values.shape)
+        case Masked(values):
+            window = int(np.prod(geometry.kernel, dtype=int))
+            pruned = torch.as_tensor(grouped(values, geometry.groups)).to(target)
+            rows = metric.rows(*target.shape[:2])
+            return reshaped(leaf(pruned, metric.factors, rows, window, pruned != 0), values.shape)
         case LowRank(_, _, None, _):
             return _low_rank(form, target, geometry, metric, leaf, refit, equal)
         case Spatial():

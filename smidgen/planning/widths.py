@@ -17,7 +17,7 @@ import torch
 
 from smidgen.errors import Refusal
 from smidgen.forms import ONE_SCALE, SHARED, STATIC, Codebook, Geometry, LowRank, dense, nbytes, shape, widths
-from smidgen.methods import Family, Leaves, roundings
+from smidgen.methods import Family, Leaves, prunings, roundings
 from smidgen.planning.candidates import Label, Options, weights_only
 from smidgen.planning.metric import metric_of
 from smidgen.planning.precision import (
@@ -58,7 +58,9 @@ def with_widths(option: Options, curvature: Curvature, method: Leaves, target: s
     floats = zip(option.losses.tolist(), option.sizes.tolist(), option.labels, strict=True)
     if target in STATIC:
         whole = next(e for e in reversed(entries) if e[2].method is None)  # of the most bits: the layer as it is
-        kept = frontier([whole, *(e for e in entries if e[1] < whole[1])])
+        # A pruned layer takes as many bytes: it is there because it was asked for.
+        pruned = [e for e in entries if e[2].method in prunings()]
+        kept = [whole, *pruned] if pruned else frontier([whole, *(e for e in entries if e[1] < whole[1])])
     else:
         kept = frontier([*floats, *(e for e in entries if e[1] < option.sizes[0])])
     return replace(
@@ -102,7 +104,13 @@ def _entries(option: Options, precision: Precision, target: str, bits: int) -> I
         return
     geometry, leaf = option.site.geometry, precision.leaf(None, bits)
     whole = nbytes(option.outline(None, None), geometry, target, bits)
-    yield dense_loss(precision, leaf)[0], whole, Label(None, None, None, bits)
+    pruned = prunings().keys() & option.families.keys()
+    if not pruned or target in STATIC:
+        yield dense_loss(precision, leaf)[0], whole, Label(None, None, None, bits)
+    for name in pruned:
+        rank = option.families[name].ranks[0]
+        form = precision.form(option.families[name].form(rank), None, bits)
+        yield whole_loss(precision, form), whole, Label(name, rank, None, bits)
     for name, family in option.families.items():
         sizes = {rank: nbytes(family.outline(rank), geometry, target, bits) for rank in family.ranks}
         ranks = [rank for rank in family.ranks if sizes[rank] < whole]
@@ -122,6 +130,14 @@ def _entries(option: Options, precision: Precision, target: str, bits: int) -> I
 def _coded_entries(option: Options, precision: Precision, bits: int) -> Iterator[tuple[float, int, Label]]:
     """The same where indices are entropy-coded, so that their bytes are known once they are."""
     g, leaf = option.site.geometry, precision.leaf(None, bits)
+    if pruned := prunings().keys() & option.families.keys():
+        for name in pruned:
+            rank = option.families[name].ranks[0]
+            shared = precision.form(option.families[name].form(rank), None, bits)
+            assert isinstance(shared, Codebook)
+            size = _coded_nbytes(coded_bits(shared).sum(), shared)
+            yield whole_loss(precision, shared), size, Label(name, rank, None, bits)
+        return
     loss, form = dense_loss(precision, leaf)
     size = _coded_nbytes(g.out_channels / shape(form)[0] * coded_bits(form).sum(), form)
     yield loss, size, Label(None, None, None, bits)

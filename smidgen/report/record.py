@@ -13,7 +13,7 @@ import numpy as np
 
 from smidgen.budget import Budget
 from smidgen.data import Dataset, Roles
-from smidgen.forms import Dense, Form, describe, macs, nbytes, params
+from smidgen.forms import Dense, Form, Masked, describe, macs, nbytes, params
 from smidgen.measure.cost import file_cost
 from smidgen.measure.files import nbytes as file_nbytes
 from smidgen.measure.latency import Latency
@@ -174,6 +174,7 @@ def record(
         "original": original,
         "files": rest,
         "layers": layers(outcome, options, refitted, alone or {}),
+        **pruning_entry(outcome, options),
         "predicted": {"loss": outcome.best.plan.loss, "nbytes": outcome.best.plan.nbytes + outside, "unit": unit,
                       **_latency(predicted_ms(options, outcome.best.plan, original["latency_ms"]))},
         "measured": {"loss": measured_loss(measured), "nbytes": measured["nbytes"],
@@ -181,6 +182,18 @@ def record(
         "trials": [_trial(t) for t in outcome.trials],
         **({} if share is None else {"equalised": share}),
     }  # fmt: skip
+
+
+def pruning_entry(outcome: Outcome, options: Sequence[Options]) -> dict[str, Any]:
+    """What was removed of the layers that were pruned; nothing where none was."""
+    pairs = zip(options, outcome.best.plan.choices, strict=True)
+    pruned = [(option.site.weight.size, choice) for option, choice in pairs if choice.pruned]
+    if not pruned:
+        return {}
+    weights, survivors = sum(size for size, _ in pruned), sum(choice.rank or 0 for _, choice in pruned)
+    return {"pruning": {
+        "method": pruned[0][1].method, "weights": weights, "survivors": survivors, "sparsity": 1 - survivors / weights,
+    }}  # fmt: skip
 
 
 def _trial(trial: Trial) -> dict[str, Any]:
@@ -232,7 +245,9 @@ def layers(
         after = option.outline(choice.method, choice.rank)
         g = option.site.geometry
         entries.append({
-            "name": option.site.name, "form": _form(after, choice, shared=shared), "rank": choice.rank,
+            "name": option.site.name, "form": _form(after, choice, shared=shared),
+            "rank": None if choice.pruned else choice.rank,
+            "sparsity": after.sparsity if isinstance(after, Masked) else None,
             "method": choice.method,
             "step": choice.step, "bits": choice.bits,
             "shape": list(option.site.weight.shape),
@@ -249,10 +264,11 @@ def layers(
 
 def _form(form: Form, choice: Choice, *, shared: bool) -> str:
     """What a form is called in the record, with the kind of integers or indices in its leaves."""
+    told = describe(form) if not isinstance(form, Masked) else f"{describe(form)} {100 * form.sparsity:.1f} %"
     if not choice.rounded:
-        return describe(form)
+        return told
     integers = "quantized" if choice.bits is None else f"shared {choice.bits}-bit" if shared else f"int{choice.bits}"
-    return integers if isinstance(form, Dense) else f"{describe(form)}, {integers}"
+    return integers if isinstance(form, Dense) else f"{told}, {integers}"
 
 
 def versions() -> dict[str, str]:

@@ -32,6 +32,8 @@ _LABELS = {
     "loss_points": "lost points",
     "loss_interval": "interval",
 }
+# Files that store a zero as any other float.
+DENSE = ("onnx", "tflite")
 # Fields of a file that only say how it differs from the original: a dash in its column needs no reason.
 _COMPARISONS = frozenset({"agreement", "kl", "output_error", "loss_points", "loss_interval"})
 
@@ -48,7 +50,8 @@ def render_table(result: dict[str, Any]) -> Table:
     (['', 'original', 'onnx'], 4)
     """
     files = _files(result)
-    notes = "\n".join(line for line in (_prediction(result), _equalised(result), _notes(files)) if line)
+    lines = (_pruning(result), _prediction(result), _equalised(result), _notes(files))
+    notes = "\n".join(line for line in lines if line)
     # Text, not strings: rich would read "[n, 4, 8]" in a name or a reason as markup.
     table = Table(title=Text(_title(result)), title_justify="left", caption=Text(notes), caption_justify="left")
     table.add_column("", no_wrap=True)
@@ -81,6 +84,28 @@ def layers_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def stages_table(result: dict[str, Any]) -> Table:
+    """Bytes after each stage of a recipe, and what it lost on the selection inputs.
+
+    >>> stages_table({"recipe": "deep-compression", "stages": [{"name": "original", "nbytes": 4000}]}).row_count
+    1
+    """
+    table = Table(title=Text(f"Stages of {result.get('recipe')}, no training"), title_justify="left")
+    for header in ("stage", "file"):
+        table.add_column(header)
+    for header in ("bytes", "times smaller", "lost points, selection"):
+        table.add_column(header, justify="right")
+    stages = result["stages"]
+    for stage in stages:
+        cells = [
+            stage["name"], stage.get("path") or wording.MISSING, wording.size(stage["nbytes"]),
+            wording.times(stages[0]["nbytes"] / stage["nbytes"]),
+            wording.MISSING if stage.get("points") is None else wording.signed(stage["points"]),
+        ]  # fmt: skip
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
 def _layer_ms(layer: dict[str, Any]) -> str:
     """Times of a layer alone, before and after."""
     before, after = layer.get("latency_ms_before"), layer.get("latency_ms_after")
@@ -96,6 +121,8 @@ def to_text(result: dict[str, Any]) -> str:
     │ file │   a.onnx │
     """
     parts: list[RenderableType] = [render_table(result)]
+    if result.get("stages"):
+        parts.append(stages_table(result))
     if result.get("layers"):
         parts.append(layers_table(result))
     if result.get("ledger"):
@@ -191,6 +218,21 @@ def _prediction(result: dict[str, Any]) -> str:
 def _equalised(result: dict[str, Any]) -> str:
     share = result.get("equalised")
     return "" if share is None else f"channels brought nearer to one size before they became integers (α = {share:g})"
+
+
+def _pruning(result: dict[str, Any]) -> str:
+    """How many weights were removed, and what a dense file says of them."""
+    told = result.get("pruning")
+    if not told:
+        return ""
+    text = (
+        f"pruned by {told['method']}: {wording.share(told['sparsity'])} of {wording.count(told['weights'])} weights "
+        "are zero"
+    )
+    dense = [name for name in result.get("files", {}) if name in DENSE]
+    if not dense:
+        return text
+    return f"{text}; a dense file ({', '.join(dense)}) stores them all the same: its size does not change"
 
 
 def _nats(loss: float | int | None) -> str:

@@ -49,7 +49,7 @@ def streams() -> dict[str, tuple[bytes, Decoder]]:
     floats = values.ravel()[:100].astype(np.float32) / 7
     made: dict[str, tuple[bytes, Decoder]] = {
         method: (pack(values, [method]), lambda data: unpack(data, SHAPE, limit=500).size)
-        for method in ("raw", "huffman", "adaptive")
+        for method in ("raw", "huffman", "adaptive", "runs")
     }
     made["constant"] = (pack(np.ones(SHAPE, np.int32)), lambda data: unpack(data, SHAPE, limit=500).size)
     made["bytes"] = (pack_bytes(text), lambda data: len(unpack_bytes(data, len(text), limit=1000)))
@@ -57,7 +57,7 @@ def streams() -> dict[str, tuple[bytes, Decoder]]:
     return made
 
 
-@pytest.mark.parametrize("name", ["raw", "huffman", "adaptive", "constant", "bytes", "floats"])
+@pytest.mark.parametrize("name", ["raw", "huffman", "adaptive", "runs", "constant", "bytes", "floats"])
 def test_mutations_neither_crash_nor_hang(compiled: None, name: str) -> None:
     stream, decode = streams()[name]
     whole, source = decode(stream), np.random.default_rng(7)

@@ -155,4 +155,4 @@ def test_wrong_arguments_are_named() -> None:
         pack(np.zeros(3, np.int32), [])
     with pytest.raises(LoadError, match="method"):
         method_of(b"\x09")
-    assert set(METHODS) == {"constant", "raw", "huffman", "adaptive"}
+    assert set(METHODS) == {"constant", "raw", "huffman", "adaptive", "runs"}

@@ -106,7 +106,7 @@ def test_each_part_is_checked(small: Rounded) -> None:
     refused(b"", "starts with nothing")
     refused(b"PK\x03\x04" + data[4:], "not 'SMDG'")
     refused(data[:5], "no header")
-    refused(data[:4] + b"\x03" + data[5:], "format 3")
+    refused(data[:4] + b"\x04" + data[5:], "format 4")
     refused(data[:4] + b"\x01" + data[5:], "header is damaged")
     refused(data[:6] + bytes([data[6] ^ 1]) + data[7:], "header is damaged")
     refused(data[:-1], "where its header promises")
@@ -135,7 +135,8 @@ def test_records_that_claim_too_much() -> None:
         "axes": b"\x01\x01\x00\x09" + b"\x01" * 9,
         "a name of": b"\x01\x05\x00\x01\x04" + big,
         "into a graph": b"\x01\x01" + big + b"\x01\x04",
-        "flags": b"\x01\x09\x00\x01\x04",
+        "flags": b"\x01\x11\x00\x01\x04",
+        "5 values of": b"\x01\x09\x00\x01\x04\x05",
         "integers": b"\x01\x03\x00\x01\x04\x03",
         "at least 0 values": b"\x01\x01\x00\x02\x00\x04",
         "cut short": b"\x01\x01\x00\x02\x04",
