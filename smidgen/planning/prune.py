@@ -119,6 +119,18 @@ def with_pruned(
     return result
 
 
+def without_whole(option: Options, name: str) -> Options:
+    """The site with no price at which a layer that is to be pruned stays whole.
+
+    Args:
+        option: of a site.
+        name: of the pruning.
+    """
+    if all(label.method != name for label in option.labels):
+        return option
+    return replace(option, losses=np.where([label.method == name for label in option.labels], option.losses, inf))
+
+
 def pruned_plan(options: Sequence[Options], chosen: Mapping[str, AnyMethod]) -> Plan:
     """The plan in which every layer that can be pruned is, each in its smallest form.
 
