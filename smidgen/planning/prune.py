@@ -39,6 +39,7 @@ Together = Callable[[Mapping[str, Masked]], float]
 MOST_FACTOR = 100.0  # of a layer's true loss over its predicted one, beside the others': beyond, it is noise
 ROUNDS = 4  # the price stands after two or three
 LEAST = 1e-12  # nats
+NEVER = 1e9  # nats; what no price pays
 ENOUGH = 1e-3  # nats; a network that loses less is not worth another try
 START = 0.3  # of the price without compensation: most of what goes is made good
 
@@ -128,7 +129,7 @@ def without_whole(option: Options, name: str) -> Options:
     """
     if all(label.method != name for label in option.labels):
         return option
-    return replace(option, losses=np.where([label.method == name for label in option.labels], option.losses, inf))
+    return replace(option, losses=np.where([label.method == name for label in option.labels], option.losses, NEVER))
 
 
 def pruned_plan(options: Sequence[Options], chosen: Mapping[str, AnyMethod]) -> Plan:
