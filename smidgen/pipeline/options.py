@@ -31,7 +31,7 @@ from smidgen.pipeline.task import Progress, Task, Threads
 from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.precision import with_precision
 from smidgen.planning.probe import SHARES, losses_alone, probe
-from smidgen.planning.prune import Alone, Together, with_pruned
+from smidgen.planning.prune import Alone, Together, with_pruned, without_whole
 from smidgen.planning.widths import with_widths
 from smidgen.site import Curvature, Stored
 
@@ -87,6 +87,8 @@ def candidates(
             floats = target if target in FLOATS else "onnx"
             options = with_pruned(options, curvatures, pruning, allowed, floats, _truth(task, options))
         options = [_rounded(o, curvatures.get(o.site.name, weights_only(o.site)), how, target) for o in options]
+        if pruning is not None:
+            options = [without_whole(option, pruning.name) for option in options]
         if task.roles is not None and pruning is None:
             # Not the inputs that the forms were fitted to: on those an overfitted layer looks free.
             inputs = kept_batches(task.roles.selection, probe_inputs(options))

@@ -39,6 +39,7 @@ Together = Callable[[Mapping[str, Masked]], float]
 MOST_FACTOR = 100.0  # of a layer's true loss over its predicted one, beside the others': beyond, it is noise
 ROUNDS = 4  # the price stands after two or three
 LEAST = 1e-12  # nats
+NEVER = 1e9  # nats; what no price pays
 ENOUGH = 1e-3  # nats; a network that loses less is not worth another try
 START = 0.3  # of the price without compensation: most of what goes is made good
 
@@ -117,6 +118,18 @@ def with_pruned(
         curvature = curvatures.get(site.name, weights_only(site))
         result.append(_offering(option, forms[site.name], name, curvature, target))
     return result
+
+
+def without_whole(option: Options, name: str) -> Options:
+    """The site with no price at which a layer that is to be pruned stays whole.
+
+    Args:
+        option: of a site.
+        name: of the pruning.
+    """
+    if all(label.method != name for label in option.labels):
+        return option
+    return replace(option, losses=np.where([label.method == name for label in option.labels], option.losses, NEVER))
 
 
 def pruned_plan(options: Sequence[Options], chosen: Mapping[str, AnyMethod]) -> Plan:

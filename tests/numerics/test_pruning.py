@@ -52,7 +52,13 @@ def test_what_was_paid_is_the_loss():
     factor, price = factorise(moment, damp=0.0), 0.2
     scores = surgery(weight[None], [factor], torch.ones(1, 6), price)[0]
     kept = scores >= price
-    chosen = cancel(weight, factor, lambda j, target: torch.where(kept[:, j], target, 0.0))
+    chosen = torch.zeros_like(weight)
+
+    def choose(j: int, target: torch.Tensor) -> torch.Tensor:
+        chosen[:, j] = torch.where(kept[:, j], target, 0.0)
+        return chosen[:, j]
+
+    cancel(weight, factor, choose)
     assert 0 < int(kept.sum()) < kept.numel()
     assert float(scores[~kept].sum()) == pytest.approx(loss(weight - chosen, moment), rel=1e-9)
     # All survivors make good at least what the later ones alone did.
