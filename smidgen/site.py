@@ -46,12 +46,14 @@ class Moment:
         rows: ``[groups, k, n]``, or None. A count sketch of the samples, exact while there are fewer samples than rows.
         diagonal: d, ``[groups, n]``, beside rows; zero when None.
         mean: ``[groups, n]`` mean of x over samples and positions.
+        noise: ``[groups]`` share by which what lies off the diagonal was shrunk; none when None.
     """
 
     matrix: Float[Tensor, "groups n n"] | None = None
     rows: Float[Tensor, "groups k n"] | None = None
     diagonal: Float[Tensor, "groups n"] | None = None
     mean: Float[Tensor, "groups n"] | None = None
+    noise: Float[Tensor, " groups"] | None = None
 
     def between(self, left: Float[Tensor, "groups p n"], right: Float[Tensor, "groups q n"]) -> Tensor:
         """``left · M · rightᵀ`` for each group; identity when the moment is empty.

@@ -57,7 +57,7 @@ def candidates(
     chosen: dict[str, AnyMethod] = {**asked, how.name: how} if integers else {**asked}
     sites = task.prepared.sites
     with Threads(task.threads):
-        curvatures = _curvatures(task, progress)
+        curvatures = known_curvatures(task, progress)
         tick = _ticks(progress, "candidates", len(sites))
         options = gather(
             sites, curvatures, asked, allowed=allowed, target=target if target in {*FLOATS, *STATIC} else "onnx",
@@ -73,7 +73,7 @@ def candidates(
     return options, chosen
 
 
-def _curvatures(task: Task, progress: Progress) -> dict[str, Curvature]:
+def known_curvatures(task: Task, progress: Progress) -> dict[str, Curvature]:
     """From calibration inputs; without them from what the network's BatchNorms remember, where they do."""
     sites, signals = task.prepared.sites, task.prepared.signals
     if task.roles is None:

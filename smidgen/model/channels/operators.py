@@ -18,7 +18,9 @@ POINTWISE = (
     "Relu LeakyRelu Elu Celu Selu Gelu Sigmoid Tanh HardSigmoid HardSwish Mish Swish Softplus Softsign Clip Identity Cast "
     "Dropout Abs Neg Exp Log Sqrt Erf Floor Ceil Round Sign Sin Cos Reciprocal ThresholdedRelu Not IsNaN"
 ).split()
-TOGETHER = "Add Sub Mul Div Pow Max Min Sum Mean PRelu Where Mod And Or Xor Greater GreaterOrEqual Less LessOrEqual Equal"
+TOGETHER = (
+    "Add Sub Mul Div Pow Max Min Sum Mean PRelu Where Mod And Or Xor Greater GreaterOrEqual Less LessOrEqual Equal"
+)
 WINDOWS = "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
 REDUCTIONS = "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceProd ReduceSumSquare ReduceLogSumExp"
 

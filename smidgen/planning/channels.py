@@ -1,0 +1,383 @@
+"""Which channels go: one by one, those that cost least for what they save, every reader refitted without them.
+
+A channel of set P is gone when no layer reads it. A reader with weight W over columns of covariance C (the inputs' A
+about their mean, since its bias is refitted too) that keeps the columns S is best refitted to
+
+    W_S = W C_{:,S} C_SS⁻¹,    at a loss of  ½ tr(G W_P (C⁻¹_PP)⁻¹ W_Pᵀ)
+
+(optimal brain surgeon, blockwise; arXiv:1911.09817). One channel at a time, with a rank-one (rank-kernel) downdate of
+C⁻¹ and W, so that of two equal channels only the first is free. A channel costs the sum over all layers that read it,
+and saves multiplications, or weights, in all layers that make, pass on or read it; the next to go are those of the
+least loss for what they save, a whole block of them where counts stay multiples that run fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smidgen.calibrate.activity import Activity
+from smidgen.errors import UserError
+from smidgen.methods.channels import Criterion, Evidence
+from smidgen.planning.candidates import weights_only
+from smidgen.site import ChannelLayer, Channels, Curvature, Site
+
+RIDGE = 0.01  # share of a column's variance; as in refits
+FLOOR = 1e-6  # share of the mean variance, for dead columns
+WIDEST = 6144  # columns past which those of a layer are taken for uncorrelated
+
+
+@dataclass(frozen=True)
+class Step:
+    """Channels of one class that went together.
+
+    Args:
+        which: number of the class.
+        units: the channels.
+        price: what they were chosen by: loss for each multiplication (or weight) saved, or the criterion's own score.
+        cost: loss in nats; NaN where the criterion does not tell.
+        left: multiplications (or weights) that were left.
+    """
+
+    which: int
+    units: tuple[int, ...]
+    price: float
+    cost: float
+    left: int
+
+
+class Pricer(Protocol):
+    """Says which channels of a class would go next."""
+
+    def block(self, which: int, count: int, kept: np.ndarray) -> tuple[np.ndarray, float]:
+        """Channels, and what to compare them by before the saving is known."""
+        ...
+
+    def remove(self, units: np.ndarray) -> None:
+        """Take them out for good."""
+        ...
+
+    def price(self, cost: float, saved: float, share: float) -> float:
+        """What classes are compared by."""
+        ...
+
+    def stale(self, which: int, removed: int) -> bool:
+        """Whether what was said of a class does not hold any more once channels of another went."""
+        ...
+
+
+def choose(
+    channels: Channels, pricer: Pricer, share: float, *, multiple: int = 8, by: str = "macs",
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[np.ndarray, list[Step]]:  # fmt: skip
+    """Take channels away until so much is left.
+
+    Args:
+        channels: of the network.
+        pricer: what they are worth.
+        share: of the multiplications (or weights) that may be left, between 0 and 1.
+        multiple: counts of a class that loses some become multiples of this, and at least this.
+        by: "macs" or "weights".
+        tick: called with what is saved and what is to be.
+
+    Returns:
+        Whether each channel is kept, and the steps.
+
+    Raises:
+        UserError: so little cannot be left without emptying a layer.
+    """
+    savings = _Savings(channels, by)
+    keep, steps = np.ones(channels.count, dtype=bool), list[Step]()
+    whole = savings.left()
+    blocks: dict[int, tuple[np.ndarray, float]] = {}
+    while savings.left() > share * whole:
+        prices = dict[int, float]()
+        for which, units in enumerate(channels.classes):
+            count = _removable(int(keep[units].sum()), multiple)
+            if not count:
+                continue
+            if which not in blocks:
+                blocks[which] = pricer.block(which, count, keep)
+            saved = savings.saved(which, count)
+            if saved > 0:
+                gone = 1 - (keep[units].sum() - count) / len(units)
+                prices[which] = pricer.price(blocks[which][1], saved, float(gone))
+        if not prices:
+            raise UserError(
+                f"prune: {100 * share:g} % of the {_TOLD[by]} cannot be left: no layer may be emptied, and "
+                f"{100 * savings.left() / whole:.1f} % are left at least; ask for more, or protect fewer layers"
+            )
+        which = min(prices, key=lambda each: prices[each])
+        units, cost = blocks[which]
+        pricer.remove(units)
+        keep[units] = False
+        savings.remove(which, len(units))
+        told = cost if isinstance(pricer, ByCurvature) else float("nan")
+        steps.append(Step(which, tuple(units.tolist()), prices[which], told, round(savings.left())))
+        blocks = {each: block for each, block in blocks.items() if not pricer.stale(each, which)}
+        tick(round(whole - savings.left()), round((1 - share) * whole))
+    return keep, steps
+
+
+_TOLD = {"macs": "multiplications", "weights": "weights"}
+
+
+def _removable(count: int, multiple: int) -> int:
+    """How many go at once, so that a multiple is left, and never none.
+
+    >>> _removable(20, 8), _removable(16, 8), _removable(8, 8), _removable(5, 8)
+    (4, 8, 0, 0)
+    """
+    return 0 if count <= multiple else count % multiple or multiple
+
+
+class _Savings:
+    """What is left of a network, by how many inputs and outputs each layer has."""
+
+    def __init__(self, channels: Channels, by: str) -> None:
+        layers = channels.layers
+        self.inputs = np.array([len(layer.inputs) for layer in layers], dtype=float)
+        self.outputs = np.array([len(layer.outputs) for layer in layers], dtype=float)
+        self.depthwise = np.array([layer.depthwise for layer in layers])
+        times = [layer.taps * (layer.positions if by == "macs" else 1) for layer in layers]
+        groups = [1 if layer.depthwise else layer.groups for layer in layers]
+        self.times = np.array(times, dtype=float) / np.array(groups, dtype=float)
+        # Channels of a class stand in the same tensors, equally often.
+        firsts = [units[0] for units in channels.classes]
+        self.reads = np.array([[(layer.inputs == unit).sum() for layer in layers] for unit in firsts], dtype=float)
+        self.makes = np.array([[(layer.outputs == unit).sum() for layer in layers] for unit in firsts], dtype=float)
+
+    def _total(self, inputs: np.ndarray, outputs: np.ndarray) -> float:
+        return float((self.times * outputs * np.where(self.depthwise, 1.0, inputs)).sum())
+
+    def left(self) -> float:
+        return self._total(self.inputs, self.outputs)
+
+    def saved(self, which: int, count: int) -> float:
+        after = (self.inputs - count * self.reads[which], self.outputs - count * self.makes[which])
+        return self.left() - self._total(*after)
+
+    def remove(self, which: int, count: int) -> None:
+        self.inputs = self.inputs - count * self.reads[which]
+        self.outputs = self.outputs - count * self.makes[which]
+
+
+@dataclass(eq=False)
+class Reader:
+    """A layer, or one group of a convolution, that reads channels.
+
+    Args:
+        inverse: C⁻¹, ``[n, n]``.
+        root: G^½ W, ``[rows, n]``.
+        scale: factor on every loss.
+        columns: where each channel stands.
+    """
+
+    inverse: Tensor
+    root: Tensor
+    scale: float
+    columns: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def copy(self) -> Reader:
+        return Reader(self.inverse.clone(), self.root.clone(), self.scale, self.columns)
+
+    def costs(self, units: Sequence[int]) -> np.ndarray:
+        """½ tr(G W_c (C⁻¹_cc)⁻¹ W_cᵀ) of each channel c, 0 for those it does not read."""
+        found = np.zeros(len(units))
+        sizes: dict[int, list[int]] = {}
+        for place, unit in enumerate(units):
+            if unit in self.columns:
+                sizes.setdefault(len(self.columns[unit]), []).append(place)
+        for places in sizes.values():
+            at = torch.from_numpy(np.stack([self.columns[units[place]] for place in places]))
+            inner = torch.linalg.inv(self.inverse[at[:, :, None], at[:, None, :]])
+            rows = self.root[:, at].transpose(0, 1)
+            found[places] = 0.5 * self.scale * ((rows @ inner) * rows).sum((1, 2)).numpy()
+        return found
+
+    def remove(self, unit: int) -> None:
+        """Downdate C⁻¹ and G^½ W for a reader without the channel."""
+        if unit not in self.columns:
+            return
+        at = torch.from_numpy(self.columns[unit])
+        across = self.inverse[at]
+        solved = torch.linalg.solve(self.inverse[at[:, None], at[None, :]], across)
+        self.root -= self.root[:, at] @ solved
+        self.inverse -= across.mT @ solved
+        # What is left of the channel is rounding; a unit block keeps later inverses finite.
+        self.root[:, at] = 0.0
+        self.inverse[at], self.inverse[:, at] = 0.0, 0.0
+        self.inverse[at, at] = 1.0
+
+
+def readers_of(
+    channels: Channels, sites: Mapping[str, Site], curvatures: Mapping[str, Curvature]
+) -> list[Reader]:  # fmt: skip
+    """Every layer that reads channels, with the curvature found there; as the weights tell where there is none."""
+    found = []
+    for layer in channels.layers:
+        site = sites.get(layer.name)
+        if layer.depthwise or site is None or (layer.inputs < 0).all():
+            continue
+        curvature = curvatures.get(layer.name) or weights_only(site)
+        found += [_reader(layer, site, curvature, group) for group in range(layer.groups)]
+    return found
+
+
+def _reader(layer: ChannelLayer, site: Site, curvature: Curvature, group: int) -> Reader:
+    g = site.geometry
+    inside = len(layer.inputs) // layer.groups
+    units = layer.inputs[group * inside : (group + 1) * inside]
+    weight = torch.as_tensor(site.weight, dtype=torch.float64)
+    if g.kind == "conv_transpose":
+        taps = weight.flatten(2).permute(2, 1, 0)  # of one group: others are left alone
+        columns = 1
+    else:
+        taps = weight.reshape(layer.groups, -1, g.columns)[group : group + 1]
+        columns = layer.taps
+    outputs = curvature.outputs.matrix
+    if outputs is not None:
+        taps = _root(outputs[min(group, len(outputs) - 1)].double().cpu()) @ taps
+    inverse = torch.linalg.inv(_covariance(curvature, group, taps.shape[2], g.positions if g.kind != "conv_transpose"
+                                           else int(np.prod(g.in_size))))  # fmt: skip
+    reader = Reader(inverse, taps.reshape(-1, taps.shape[2]).clone(), curvature.scale)
+    for unit in np.unique(units[units >= 0]).tolist():
+        places = np.flatnonzero(units == unit)
+        reader.columns[unit] = (places[:, None] * columns + np.arange(columns)).ravel()
+    return reader
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """R with Rᵀ R = G."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.clamp_min(0).sqrt()[:, None] * vectors.mT
+
+
+def _covariance(curvature: Curvature, group: int, width: int, positions: int) -> Tensor:
+    """The inputs' A about their mean, with a ridge."""
+    moment = curvature.inputs
+    if moment.matrix is not None:
+        a = moment.matrix[group].double().cpu()
+    elif moment.rows is not None:
+        rows = moment.rows[group].double().cpu()
+        own = rows.square().sum(0) if moment.diagonal is None else rows.square().sum(0) + moment.diagonal[group].cpu()
+        a = rows.mT @ rows if width <= WIDEST else torch.diag(own)
+        torch.diagonal(a).copy_(own)
+    else:
+        a = torch.eye(width, dtype=torch.float64)
+    if moment.mean is not None and (moment.matrix is not None or width <= WIDEST):
+        times = positions if curvature.source == "calibration" else 1
+        share = 1.0 if moment.noise is None else 1.0 - float(moment.noise[group])
+        mean = share * moment.mean[group].double().cpu()
+        a = a - times * mean[:, None] * mean[None]
+    own = torch.diagonal(a).clamp_min(0)
+    return a + torch.diag(RIDGE * own + FLOOR * own.mean() + 1e-30)
+
+
+class ByCurvature:
+    """Channels by the loss of their readers refitted without them."""
+
+    def __init__(self, channels: Channels, readers: Sequence[Reader]) -> None:
+        self.channels, self.readers = channels, readers
+        self.of = [
+            [number for number, reader in enumerate(readers) if reader.columns.keys() & set(units.tolist())]
+            for units in channels.classes
+        ]
+
+    def block(self, which: int, count: int, kept: np.ndarray) -> tuple[np.ndarray, float]:
+        units = [unit for unit in self.channels.classes[which].tolist() if kept[unit]]
+        own = [self.readers[number].copy() if count > 1 else self.readers[number] for number in self.of[which]]
+        chosen, cost = [], 0.0
+        while len(chosen) < count:
+            costs = np.sum([reader.costs(units) for reader in own], axis=0) if own else np.zeros(len(units))
+            place = int(np.argmin(costs))
+            unit, cost = units.pop(place), cost + float(costs[place])
+            chosen.append(unit)
+            if len(chosen) < count:
+                for reader in own:
+                    reader.remove(unit)
+        return np.array(chosen), cost
+
+    def remove(self, units: np.ndarray) -> None:
+        for reader in self.readers:
+            for unit in units.tolist():
+                reader.remove(unit)
+
+    def price(self, cost: float, saved: float, share: float) -> float:
+        return cost / saved
+
+    def stale(self, which: int, removed: int) -> bool:
+        return which == removed or bool(set(self.of[which]) & set(self.of[removed]))
+
+
+class ByScore:
+    """Channels by a criterion's score of each alone."""
+
+    def __init__(self, channels: Channels, criterion: Criterion, evidence: Sequence[Evidence]) -> None:
+        assert criterion.score is not None
+        self.channels, self.across = channels, criterion.across
+        self.scores = np.full(channels.count, np.inf)
+        for units, known in zip(channels.classes, evidence, strict=True):
+            scores = criterion.score(known)
+            if len(scores):
+                self.scores[units] = scores
+
+    def block(self, which: int, count: int, kept: np.ndarray) -> tuple[np.ndarray, float]:
+        units = self.channels.classes[which]
+        units = units[kept[units]]
+        chosen = units[np.argsort(self.scores[units], kind="stable")[:count]]
+        return chosen, float(self.scores[chosen].mean())
+
+    def remove(self, units: np.ndarray) -> None:
+        pass
+
+    def price(self, cost: float, saved: float, share: float) -> float:
+        return cost if self.across else share
+
+    def stale(self, which: int, removed: int) -> bool:
+        return which == removed
+
+
+def evidence_of(
+    channels: Channels,
+    sites: Mapping[str, Site],
+    activity: Mapping[str, Activity],
+    gains: Mapping[str, np.ndarray],
+) -> list[Evidence]:
+    """What criteria look at, for each class."""
+    return [_evidence(channels, units, sites, activity, gains) for units in channels.classes]
+
+
+def _evidence(
+    channels: Channels, units: np.ndarray, sites: Mapping[str, Site], activity: Mapping[str, Activity],
+    gains: Mapping[str, np.ndarray],
+) -> Evidence:  # fmt: skip
+    filters, sizes, scales, seen = [], [], [], []
+    for layer in channels.layers:
+        site, made = sites.get(layer.name), np.isin(layer.outputs, units)
+        if site is not None and made.any():
+            weight = site.weight
+            turned = site.geometry.kind == "conv_transpose" and not layer.depthwise
+            matrix = (weight.swapaxes(0, 1) if turned else weight).reshape(len(layer.outputs), -1).astype(np.float64)
+            filters.append(_by_unit(matrix, layer.outputs, units))
+            sizes.append(float(np.linalg.norm(matrix, axis=1).mean()))
+            if layer.name in gains:
+                scales.append(_by_unit(gains[layer.name][:, None], layer.outputs, units)[:, 0])
+        if layer.name in activity and not layer.depthwise and np.isin(layer.inputs, units).any():
+            known = activity[layer.name]
+            table = np.stack([known.size, known.zeros, known.taylor], axis=1)
+            seen.append(_by_unit(table, layer.inputs, units, mean=True))
+    return Evidence(
+        tuple(filters), tuple(sizes), *(tuple(table[:, i] for table in seen) for i in range(3)), tuple(scales)
+    )
+
+
+def _by_unit(table: np.ndarray, places: np.ndarray, units: np.ndarray, *, mean: bool = False) -> np.ndarray:
+    """Rows of a table for each channel: side by side, or their mean, where it stands in several places."""
+    rows = [table[places == unit] for unit in units]
+    return np.stack([row.mean(0) if mean else row.ravel() for row in rows])
