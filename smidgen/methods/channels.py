@@ -167,5 +167,5 @@ def choose_criterion(name: str) -> Criterion:
     if name not in CRITERIA:
         near = difflib.get_close_matches(name, CRITERIA, n=1)
         meant = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"prune: there is no criterion '{name}'{meant} There are: {', '.join(CRITERIA)}")
+        raise UserError(f"prune: there is no criterion '{name}'{meant}. There are: {', '.join(CRITERIA)}")
     return CRITERIA[name]

@@ -11,9 +11,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from torch import fx, nn
 from smidgen.calibrate.activity import collect_activity
 from smidgen.calibrate.answers import outputs_of, true_loss
 from smidgen.errors import BudgetError, DataError, UserError
+from smidgen.export.files import write_bytes
 from smidgen.export.onnx import fill, write
-from smidgen.export.onnx_strip import drop_unused
-from smidgen.export.prepare import Prepared, prepare
+from smidgen.export.onnx_strip import drop_unused, strip
+from smidgen.export.prepare import Prepared
 from smidgen.export.verify import verify
 from smidgen.measure.activations import peak_activation_bytes
 from smidgen.measure.cost import onnx_cost
@@ -37,6 +37,7 @@ from smidgen.measure.speed import compare_speed
 from smidgen.methods.channels import CURVATURE, Criterion, choose_criterion
 from smidgen.model.channels import Found, cut, find_channels
 from smidgen.model.channels.aims import channel_aims
+from smidgen.model.channels.refilling import refilled
 from smidgen.model.onnx import import_model
 from smidgen.model.sites import find_sites
 from smidgen.pipeline.options import kept_batches, known_curvatures
@@ -47,7 +48,7 @@ from smidgen.report.pruning import LayerRow, Measured, Pruning
 from smidgen.report.record import versions
 from smidgen.report.result import Scratch
 from smidgen.runtimes.opening import open_file, run_dataset
-from smidgen.site import untouched
+from smidgen.site import ChannelLayer, untouched
 
 MULTIPLE = 8  # channels that onnxruntime computes together; see benchmarks/pruning_structured.py
 REFIT_INPUTS = 512  # calibration inputs that refits use at most
@@ -192,14 +193,15 @@ class _Work:
 
     def cut(self, keep: np.ndarray, refit: bool) -> _Smaller:
         """The network without the channels that are not kept."""
-        task, found = self.task, self.found
-        smaller = smaller_graph(found, keep)
-        model, loss = import_model(smaller).module, None
+        task = self.task
+        graph = smaller_graph(self.found, keep)
+        changed = import_model(graph).module
+        model, loss = changed, None
         if task.roles is not None:
-            model, loss = self._refitted(import_model(self.proto).module, model, keep, refit)
-        prepared = prepare(replace(task.network, module=model, source=None), task.example[:1])
+            model, loss = self._refitted(import_model(self.proto).module, changed, keep, refit)
+        names = [layer.name for layer in self.found.channels.layers]
         path = self.folder.path / "model.onnx"
-        write(prepared.base, prepared.sites, {s.name: untouched(s) for s in prepared.sites}, path)
+        write_bytes(strip(refilled(graph, changed, model, names)).SerializeToString(), path)
         verify(model, path, one_input(task), task.threads)
         release()
         return _Smaller(model, path, loss)
@@ -239,20 +241,13 @@ class _Work:
         task, channels = self.task, self.found.channels
         before, after = self._measured(self.path, self.path), self._measured(self.path, smaller.path)
         every = np.ones(len(keep), dtype=bool)
-        layers = tuple(
-            LayerRow(
-                layer.name,
-                *((int(np.append(kept, True)[layer.outputs].sum())) for kept in (every, keep)),
-                channels.left.get(layer.name),
-            )
-            for layer in channels.layers
-        )
-        told = [step.cost for step in steps if not math.isnan(step.cost)]
+        layers = tuple(_row(layer, every, keep, channels.left.get(layer.name)) for layer in channels.layers)
+        predicted = sum(step.cost for step in steps) if asked["criterion"] == CURVATURE else None
         record = {
             "schema_version": 1, "name": task.network.name, "asked": asked, "seed": task.seed,
             "threads": task.threads, "versions": versions(),
             "data": task.roles.describe() if task.roles is not None else None,
-            "predicted_loss": sum(told) if told else None, "measured_loss": smaller.loss,
+            "predicted_loss": predicted, "measured_loss": smaller.loss,
             "original": before.plain(), "smaller": after.plain(), "layers": [row.plain() for row in layers],
         }  # fmt: skip
         return Pruning(smaller.model, before, after, layers, record, smaller.path, self.folder)
@@ -280,6 +275,11 @@ class _Work:
             params, macs, path.stat().st_size, peak_activation_bytes(path), speed.median_ms, speed.speedup,
             speed.error, test,
         )  # fmt: skip
+
+
+def _row(layer: ChannelLayer, every: np.ndarray, keep: np.ndarray, reason: str | None) -> LayerRow:
+    before, after = (int(np.append(kept, True)[layer.outputs].sum()) for kept in (every, keep))
+    return LayerRow(layer.name, before, after, reason)
 
 
 def smaller_graph(found: Found, keep: np.ndarray) -> onnx.ModelProto:

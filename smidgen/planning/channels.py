@@ -40,7 +40,7 @@ class Step:
         which: number of the class.
         units: the channels.
         price: what they were chosen by: loss for each multiplication (or weight) saved, or the criterion's own score.
-        cost: loss in nats; NaN where the criterion does not tell.
+        cost: what they cost: loss in nats, or the criterion's own score.
         left: multiplications (or weights) that were left.
     """
 
@@ -51,19 +51,38 @@ class Step:
     left: int
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Channels of a class that would go next.
+
+    Args:
+        units: the channels; None where only a bound of the cost is known.
+        cost: what they cost together, or no less than.
+        after: the readers without them, by number.
+    """
+
+    units: np.ndarray | None
+    cost: float
+    after: Mapping[int, Reader] = field(default_factory=dict)
+
+
 class Pricer(Protocol):
     """Says which channels of a class would go next."""
 
-    def block(self, which: int, count: int, kept: np.ndarray) -> tuple[np.ndarray, float]:
-        """Channels, and what to compare them by before the saving is known."""
+    def bound(self, which: int, count: int, kept: np.ndarray) -> Block:
+        """At least what so many of a class cost; quick."""
         ...
 
-    def remove(self, units: np.ndarray) -> None:
+    def block(self, which: int, count: int, kept: np.ndarray) -> Block:
+        """Channels, and what they cost."""
+        ...
+
+    def remove(self, block: Block) -> None:
         """Take them out for good."""
         ...
 
     def price(self, cost: float, saved: float, share: float) -> float:
-        """What classes are compared by."""
+        """What classes are compared by; ``share`` of the class would be gone."""
         ...
 
     def stale(self, which: int, removed: int) -> bool:
@@ -94,34 +113,49 @@ def choose(
     savings = _Savings(channels, by)
     keep, steps = np.ones(channels.count, dtype=bool), list[Step]()
     whole = savings.left()
-    blocks: dict[int, tuple[np.ndarray, float]] = {}
+    blocks: dict[int, Block] = {}
     while savings.left() > share * whole:
-        prices = dict[int, float]()
-        for which, units in enumerate(channels.classes):
-            count = _removable(int(keep[units].sum()), multiple)
-            if not count:
-                continue
-            if which not in blocks:
-                blocks[which] = pricer.block(which, count, keep)
-            saved = savings.saved(which, count)
-            if saved > 0:
-                gone = 1 - (keep[units].sum() - count) / len(units)
-                prices[which] = pricer.price(blocks[which][1], saved, float(gone))
-        if not prices:
+        which, price = _next(channels, pricer, savings, keep, blocks, multiple)
+        if which is None:
             raise UserError(
                 f"prune: {100 * share:g} % of the {_TOLD[by]} cannot be left: no layer may be emptied, and "
                 f"{100 * savings.left() / whole:.1f} % are left at least; ask for more, or protect fewer layers"
             )
-        which = min(prices, key=lambda each: prices[each])
-        units, cost = blocks[which]
-        pricer.remove(units)
-        keep[units] = False
-        savings.remove(which, len(units))
-        told = cost if isinstance(pricer, ByCurvature) else float("nan")
-        steps.append(Step(which, tuple(units.tolist()), prices[which], told, round(savings.left())))
-        blocks = {each: block for each, block in blocks.items() if not pricer.stale(each, which)}
+        block = blocks[which]
+        assert block.units is not None  # `_next` makes it exact
+        pricer.remove(block)
+        keep[block.units] = False
+        savings.remove(which, len(block.units))
+        steps.append(Step(which, tuple(block.units.tolist()), price, block.cost, round(savings.left())))
+        blocks = {each: known for each, known in blocks.items() if not pricer.stale(each, which)}
         tick(round(whole - savings.left()), round((1 - share) * whole))
     return keep, steps
+
+
+def _next(
+    channels: Channels, pricer: Pricer, savings: _Savings, keep: np.ndarray, blocks: dict[int, Block], multiple: int
+) -> tuple[int | None, float]:
+    """The class whose block is cheapest, made exact; bounds of the others are enough where they are dearer."""
+    prices, counts = dict[int, float](), dict[int, int]()
+
+    def told(which: int) -> float:
+        units = channels.classes[which]
+        gone = 1 - (keep[units].sum() - counts[which]) / len(units)
+        return pricer.price(blocks[which].cost, savings.saved(which, counts[which]), float(gone))
+
+    for which, units in enumerate(channels.classes):
+        counts[which] = _removable(int(keep[units].sum()), multiple)
+        if counts[which] and savings.saved(which, counts[which]) > 0:
+            if which not in blocks:
+                blocks[which] = pricer.bound(which, counts[which], keep)
+            prices[which] = told(which)
+    while prices:
+        which = min(prices, key=lambda each: prices[each])
+        if blocks[which].units is not None:
+            return which, prices[which]
+        blocks[which] = pricer.block(which, counts[which], keep)
+        prices[which] = told(which)
+    return None, 0.0
 
 
 _TOLD = {"macs": "multiplications", "weights": "weights"}
@@ -283,30 +317,38 @@ class ByCurvature:
     """Channels by the loss of their readers refitted without them."""
 
     def __init__(self, channels: Channels, readers: Sequence[Reader]) -> None:
-        self.channels, self.readers = channels, readers
+        self.channels, self.readers = channels, dict(enumerate(readers))
         self.of = [
             [number for number, reader in enumerate(readers) if reader.columns.keys() & set(units.tolist())]
             for units in channels.classes
         ]
 
-    def block(self, which: int, count: int, kept: np.ndarray) -> tuple[np.ndarray, float]:
-        units = [unit for unit in self.channels.classes[which].tolist() if kept[unit]]
-        own = [self.readers[number].copy() if count > 1 else self.readers[number] for number in self.of[which]]
+    def bound(self, which: int, count: int, kept: np.ndarray) -> Block:
+        """Each channel alone: what is taken away makes those that are left dearer, never cheaper."""
+        costs = np.sort(self._costs(which, self.readers, self._left(which, kept)))
+        return Block(None, float(costs[:count].sum()))
+
+    def block(self, which: int, count: int, kept: np.ndarray) -> Block:
+        units = self._left(which, kept)
+        own = {number: self.readers[number].copy() for number in self.of[which]}
         chosen, cost = [], 0.0
         while len(chosen) < count:
-            costs = np.sum([reader.costs(units) for reader in own], axis=0) if own else np.zeros(len(units))
+            costs = self._costs(which, own, units)
             place = int(np.argmin(costs))
-            unit, cost = units.pop(place), cost + float(costs[place])
-            chosen.append(unit)
-            if len(chosen) < count:
-                for reader in own:
-                    reader.remove(unit)
-        return np.array(chosen), cost
+            cost += float(costs[place])
+            chosen.append(units.pop(place))
+            for reader in own.values():
+                reader.remove(chosen[-1])
+        return Block(np.array(chosen), cost, own)
 
-    def remove(self, units: np.ndarray) -> None:
-        for reader in self.readers:
-            for unit in units.tolist():
-                reader.remove(unit)
+    def _left(self, which: int, kept: np.ndarray) -> list[int]:
+        return [unit for unit in self.channels.classes[which].tolist() if kept[unit]]
+
+    def _costs(self, which: int, readers: Mapping[int, Reader], units: list[int]) -> np.ndarray:
+        return sum((readers[number].costs(units) for number in self.of[which]), np.zeros(len(units)))
+
+    def remove(self, block: Block) -> None:
+        self.readers.update(block.after)
 
     def price(self, cost: float, saved: float, share: float) -> float:
         return cost / saved
@@ -327,13 +369,16 @@ class ByScore:
             if len(scores):
                 self.scores[units] = scores
 
-    def block(self, which: int, count: int, kept: np.ndarray) -> tuple[np.ndarray, float]:
+    def bound(self, which: int, count: int, kept: np.ndarray) -> Block:
+        return self.block(which, count, kept)
+
+    def block(self, which: int, count: int, kept: np.ndarray) -> Block:
         units = self.channels.classes[which]
         units = units[kept[units]]
         chosen = units[np.argsort(self.scores[units], kind="stable")[:count]]
-        return chosen, float(self.scores[chosen].mean())
+        return Block(chosen, float(self.scores[chosen].mean()))
 
-    def remove(self, units: np.ndarray) -> None:
+    def remove(self, block: Block) -> None:
         pass
 
     def price(self, cost: float, saved: float, share: float) -> float:
@@ -372,9 +417,8 @@ def _evidence(
             known = activity[layer.name]
             table = np.stack([known.size, known.zeros, known.taylor], axis=1)
             seen.append(_by_unit(table, layer.inputs, units, mean=True))
-    return Evidence(
-        tuple(filters), tuple(sizes), *(tuple(table[:, i] for table in seen) for i in range(3)), tuple(scales)
-    )
+    size, zeros, taylor = (tuple(table[:, i] for table in seen) for i in range(3))
+    return Evidence(tuple(filters), tuple(sizes), size, zeros, taylor, tuple(scales))
 
 
 def _by_unit(table: np.ndarray, places: np.ndarray, units: np.ndarray, *, mean: bool = False) -> np.ndarray:

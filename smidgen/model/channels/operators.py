@@ -14,15 +14,23 @@ from smidgen.model.channels.following import Array, Edit, Follow, Kept, Multiply
 Rule = Callable[[Follow, NodeProto], None]
 RULES: dict[str, Rule] = {}
 
-POINTWISE = (
-    "Relu LeakyRelu Elu Celu Selu Gelu Sigmoid Tanh HardSigmoid HardSwish Mish Swish Softplus Softsign Clip Identity Cast "
-    "Dropout Abs Neg Exp Log Sqrt Erf Floor Ceil Round Sign Sin Cos Reciprocal ThresholdedRelu Not IsNaN"
-).split()
-TOGETHER = (
-    "Add Sub Mul Div Pow Max Min Sum Mean PRelu Where Mod And Or Xor Greater GreaterOrEqual Less LessOrEqual Equal"
-)
-WINDOWS = "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
-REDUCTIONS = "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceProd ReduceSumSquare ReduceLogSumExp"
+POINTWISE = frozenset({
+    "Relu", "LeakyRelu", "Elu", "Celu", "Selu", "Gelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Mish", "Swish",
+    "Softplus", "Softsign", "Clip", "Identity", "Cast", "Dropout", "Abs", "Neg", "Exp", "Log", "Sqrt", "Erf", "Floor",
+    "Ceil", "Round", "Sign", "Sin", "Cos", "Reciprocal", "ThresholdedRelu", "Not", "IsNaN",
+})  # fmt: skip
+TOGETHER = frozenset({
+    "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", "PRelu", "Where", "Mod", "And", "Or", "Xor",
+    "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal",
+})  # fmt: skip
+WINDOWS = frozenset({
+    "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool",
+})  # fmt: skip
+REDUCTIONS = frozenset({
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceSumSquare",
+    "ReduceLogSumExp",
+})  # fmt: skip
+SOFTMAXES = ("Softmax", "LogSoftmax", "Hardmax")
 
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
@@ -62,7 +70,7 @@ def _resize(f: Follow, node: NodeProto) -> None:
     return _pointwise(f, node)
 
 
-@rule(*TOGETHER.split())
+@rule(*TOGETHER)
 def _together(f: Follow, node: NodeProto) -> None:
     """Operands element by element: their labels become the same where they vary, not where they are broadcast."""
     out = f.shapes.get(node.output[0])
@@ -179,17 +187,17 @@ def _norm(f: Follow, node: NodeProto) -> None:
     return f.set(node.output[0], labels, 1)
 
 
-@rule("Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "RMSNormalization", "CumSum")
+@rule(*SOFTMAXES, "LayerNormalization", "RMSNormalization", "CumSum")
 def _over_one_axis(f: Follow, node: NodeProto) -> None:
     rank, varies = len(f.shapes.get(node.input[0], ())), f.varies(node.input[0])
     axis = int(attributes(node).get("axis", -1)) % max(rank, 1)
-    simple = node.op_type in ("Softmax", "LogSoftmax", "Hardmax")
+    simple = node.op_type in SOFTMAXES
     if varies is not None and (not simple or axis == varies):
         return f.stop(node, f"{node.op_type} runs over them")
     return _pointwise(f, node)
 
 
-@rule(*REDUCTIONS.split())
+@rule(*REDUCTIONS)
 def _reduce(f: Follow, node: NodeProto) -> None:
     name, given = node.input[0], attributes(node)
     shape, out, varies = f.shapes.get(name), f.shapes.get(node.output[0]), f.varies(name)
