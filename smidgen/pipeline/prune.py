@@ -42,7 +42,8 @@ from smidgen.model.onnx import import_model
 from smidgen.model.sites import find_sites
 from smidgen.pipeline.options import kept_batches, known_curvatures
 from smidgen.pipeline.task import Data, Progress, Task, Threads, one_input, open_task
-from smidgen.planning.channels import ByCurvature, ByScore, Pricer, Step, choose, evidence_of, readers_of
+from smidgen.planning.channel_readers import readers_of
+from smidgen.planning.channels import ByCurvature, ByScore, Pricer, Step, choose, evidence_of
 from smidgen.planning.reconstruct import reconstruct
 from smidgen.report.pruning import LayerRow, Measured, Pruning
 from smidgen.report.record import versions
@@ -53,7 +54,8 @@ from smidgen.site import ChannelLayer, untouched
 MULTIPLE = 8  # channels that onnxruntime computes together; see benchmarks/pruning_structured.py
 REFIT_INPUTS = 512  # calibration inputs that refits use at most
 LOSS_INPUTS = 256  # selection inputs that say whether a refit is kept
-LOSS_MACS = 2e10  # … and multiplications of one such look
+ROUNDS = (6, 2)  # of least squares, at last and while its ridge is chosen
+LOSS_MACS = 1e10  # … and multiplications of one such look
 
 
 def prune(
@@ -112,7 +114,7 @@ def prune(
     if chosen.needs == "inputs" and task.roles is None:
         raise DataError(f"prune: the criterion '{criterion}' needs inputs to run; give --data, or another criterion")
     with Threads(task.threads):
-        work = _Work(task, protect, progress)
+        work = Pruner(task, protect, progress)
         pricer = work.pricer(chosen)
         keep, steps = choose(
             work.found.channels, pricer, wanted, multiple=multiple, by=by,
@@ -146,7 +148,7 @@ def share_wanted(macs: float | str | None, params: float | str | None) -> tuple[
 
 
 @dataclass(frozen=True, eq=False)
-class _Smaller:
+class Smaller:
     """The network without the channels, refitted and written."""
 
     model: nn.Module
@@ -154,7 +156,7 @@ class _Smaller:
     loss: float | None
 
 
-class _Work:
+class Pruner:
     """Prices, cuts, refits, writes and measures one network."""
 
     def __init__(self, task: Task, protect: Sequence[str], progress: Progress) -> None:
@@ -191,7 +193,7 @@ class _Work:
             )
         return ByScore(channels, criterion, evidence_of(channels, self.sites, activity, prepared.gains))
 
-    def cut(self, keep: np.ndarray, refit: bool) -> _Smaller:
+    def cut(self, keep: np.ndarray, refit: bool) -> Smaller:
         """The network without the channels that are not kept."""
         task = self.task
         graph = smaller_graph(self.found, keep)
@@ -204,7 +206,7 @@ class _Work:
         write_bytes(strip(refilled(graph, changed, model, names)).SerializeToString(), path)
         verify(model, path, one_input(task), task.threads)
         release()
-        return _Smaller(model, path, loss)
+        return Smaller(model, path, loss)
 
     def _refitted(
         self, original: fx.GraphModule, changed: fx.GraphModule, keep: np.ndarray, refit: bool
@@ -233,10 +235,10 @@ class _Work:
 
         return reconstruct(
             original, changed, aims, sites, batches, lambda model: true_loss(reference, answers(model)),
-            seed=task.seed, tick=tick,
+            seed=task.seed, rounds=ROUNDS, tick=tick,
         )  # fmt: skip
 
-    def finish(self, smaller: _Smaller, keep: np.ndarray, steps: list[Step], asked: dict[str, Any]) -> Pruning:
+    def finish(self, smaller: Smaller, keep: np.ndarray, steps: list[Step], asked: dict[str, Any]) -> Pruning:
         """Measure, score on the test inputs once, and write the record."""
         task, channels = self.task, self.found.channels
         before, after = self._measured(self.path, self.path), self._measured(self.path, smaller.path)
