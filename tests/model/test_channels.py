@@ -125,7 +125,7 @@ NETS = {
         lambda n, x: n.d(n.b(F.relu(n.a(x))).relu().mean((2, 3))), a=conv(3, 8), b=conv(8, 12, groups=2), d=head(12)
     ),
     "padded shortcut": lambda: Net(
-        lambda n, x: n.d(F.relu(F.pad((y := F.relu(n.a(x)))[:, :, ::2, ::2], (0, 0, 0, 0, 2, 4)) + n.b(y)).mean((2, 3))),
+        lambda n, x: n.d(F.relu(_padded(y := F.relu(n.a(x))) + n.b(y)).mean((2, 3))),
         a=conv(3, 8), b=conv(8, 14, stride=2), d=head(14),
     ),
     "batch norm behind an activation": lambda: Net(
@@ -149,6 +149,10 @@ NETS = {
         lambda n, x: n.d(F.interpolate(n.a(x).relu(), scale_factor=2.0).mean((2, 3))), a=conv(3, 8), d=head(8)
     ),
 }  # fmt: skip
+
+
+def _padded(x):
+    return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 4))
 
 
 def _shuffled(n, x):
@@ -210,6 +214,9 @@ def test_a_protected_layer_stays():
     found = find_channels(model, frozenset({"b"}))
     assert found.channels.left["b"] == "it is protected"
     assert [len(units) for units in found.channels.classes] == [8]
+
+
+KINDS = ("plain", "residual", "depthwise", "concat", "norm")
 
 
 @st.composite
