@@ -31,7 +31,7 @@ from smidgen.measure.speed import compare_speed
 from smidgen.methods.channels import CRITERIA, CURVATURE
 from smidgen.pipeline.prune import MULTIPLE, Pruner
 from smidgen.pipeline.task import Threads, open_task
-from smidgen.planning.channels import Step, choose
+from smidgen.planning.channels import choose
 from smidgen.runtimes.opening import open_file, run_dataset
 
 TITLE = "Structured pruning, calibration only, no retraining: accuracy by criterion"
@@ -118,12 +118,12 @@ class Bench:
         with Threads(self.args.threads):
             pruner = Pruner(self.task, (), lambda stage, done, total: None)
             pricer = pruner.pricer(CRITERIA[name])
-            _, steps = choose(pruner.found.channels, pricer, min(SHARES), multiple=self.args.multiple)
-            for share in SHARES:
-                keep = kept_at(steps, pruner.found.channels.count, share * self.whole)
+            channels, keep = pruner.found.channels, None
+            for share in self.args.shares:
+                keep, _ = choose(channels, pricer, share, multiple=self.args.multiple, begin=keep)
                 rows.append(self.row(name, share, pruner.cut(keep, False).path))
                 if name in (CURVATURE, *self.args.refit):
-                    rows.append(self.row(f"{name} + refit", share, pruner.cut(keep, True).path))
+                    rows.append(self.row(f"{name} + refit", share, pruner.cut(keep, True, pricer).path))
         return rows
 
     def peer(self, python: str) -> list[Row]:
@@ -131,27 +131,17 @@ class Bench:
         folder = FOLDER / f"{self.name}-peer"
         folder.mkdir(exist_ok=True)
         client = Path(__file__).with_name("torch_pruning_client.py")
-        command = [python, str(client), str(self.file), str(folder), *(f"{share:g}" for share in SHARES)]
+        command = [python, str(client), str(self.file), str(folder), *(f"{share:g}" for share in self.args.shares)]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         last = (ran.stdout.strip().splitlines() or [""])[-1]
         found = json.loads(last) if last.startswith("{") else {}
         rows = []
-        for share in SHARES:
+        for share in self.args.shares:
             told = found.get(f"{share:g}", (ran.stderr.strip().splitlines() or ["nothing came back"])[-1])
             path = folder / f"{share:g}.onnx"
             done = told == "done"
             rows.append(self.row(PEER, share, path) if done else Row(self.name, PEER, share, reason=told))
         return rows
-
-
-def kept_at(steps: list[Step], count: int, limit: float) -> np.ndarray:
-    """The channels that are left at the first step that leaves no more than so much."""
-    keep = np.ones(count, dtype=bool)
-    for step in steps:
-        keep[list(step.units)] = False
-        if step.left <= limit:
-            break
-    return keep
 
 
 def claims_of(name: str, rows: list[Row]) -> list[Claim]:
@@ -180,6 +170,7 @@ def main() -> None:
         "--criteria", nargs="+", choices=list(CRITERIA), default=[c for c in CRITERIA if c != "batchnorm"]
     )
     parser.add_argument("--refit", nargs="*", choices=list(CRITERIA), default=[], help="criteria to refit as well")
+    parser.add_argument("--shares", nargs="+", type=float, default=SHARES, help="of the MACs that are left, falling")
     parser.add_argument("--multiple", type=int, default=MULTIPLE)
     parser.add_argument("--test", type=int, default=10_000, help="test inputs at most")
     parser.add_argument("--threads", type=int, default=1)

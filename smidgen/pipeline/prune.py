@@ -8,11 +8,13 @@ squares on calibration inputs, and the test inputs are scored once, at the end.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,13 @@ from smidgen.measure.speed import compare_speed
 from smidgen.methods.channels import CURVATURE, Criterion, choose_criterion
 from smidgen.model.channels import Found, cut, find_channels
 from smidgen.model.channels.aims import channel_aims
-from smidgen.model.channels.refilling import refilled
+from smidgen.model.channels.refilling import refill, refilled
 from smidgen.model.onnx import import_model
 from smidgen.model.sites import find_sites
 from smidgen.pipeline.options import kept_batches, known_curvatures
 from smidgen.pipeline.task import Data, Progress, Task, Threads, one_input, open_task
-from smidgen.planning.channel_readers import readers_of
+from smidgen.planning.channel_probe import probe
+from smidgen.planning.channel_readers import compensated, readers_of
 from smidgen.planning.channels import ByCurvature, ByScore, Pricer, Step, choose, evidence_of
 from smidgen.planning.reconstruct import reconstruct
 from smidgen.report.pruning import LayerRow, Measured, Pruning
@@ -62,8 +65,8 @@ def prune(
     model: nn.Module | str | Path,
     data: Data = None,
     *,
-    macs: float | str | None = None,
-    params: float | str | None = None,
+    macs: float | int | str | None = None,
+    params: float | int | str | None = None,
     criterion: str = CURVATURE,
     multiple: int = MULTIPLE,
     protect: Sequence[str] = (),
@@ -120,12 +123,12 @@ def prune(
             work.found.channels, pricer, wanted, multiple=multiple, by=by,
             tick=lambda done, total: progress("choose", done, total),
         )  # fmt: skip
-        smaller = work.cut(keep, refit)
+        smaller = work.cut(keep, refit, pricer)
         asked = {by: wanted, "criterion": criterion, "multiple": multiple, "protect": list(protect)}
         return work.finish(smaller, keep, steps, asked)
 
 
-def parse_share(name: str, given: float | str) -> float:
+def parse_share(name: str, given: float | int | str) -> float:
     """A share of what there is, between 0 and 1.
 
     >>> parse_share("macs", "35%"), parse_share("macs", 0.5)
@@ -141,7 +144,7 @@ def parse_share(name: str, given: float | str) -> float:
     return value
 
 
-def share_wanted(macs: float | str | None, params: float | str | None) -> tuple[float, str]:
+def share_wanted(macs: float | int | str | None, params: float | int | str | None) -> tuple[float, str]:
     if (macs is None) == (params is None):
         raise BudgetError("prune: say how much is to be left, of one of the two: --macs 50% or --params 50%")
     return (parse_share("macs", macs), "macs") if macs is not None else (parse_share("params", params or 0), "weights")
@@ -180,7 +183,12 @@ class Pruner:
         task, channels = self.task, self.found.channels
         prepared: Prepared = task.prepared
         if criterion.score is None:
-            return ByCurvature(channels, readers_of(channels, self.sites, known_curvatures(task, self.progress)))
+            priced = ByCurvature(channels, readers_of(channels, self.sites, known_curvatures(task, self.progress)))
+            if task.roles is not None:
+                loss = self._loss(prepared.module)
+                tick = partial(self.progress, "probe")
+                priced.scales = probe(channels, priced, prepared.module, self.sites, loss, tick)
+            return priced
         activity = {}
         if criterion.needs == "inputs":
             assert task.roles is not None
@@ -193,14 +201,25 @@ class Pruner:
             )
         return ByScore(channels, criterion, evidence_of(channels, self.sites, activity, prepared.gains))
 
-    def cut(self, keep: np.ndarray, refit: bool) -> Smaller:
-        """The network without the channels that are not kept."""
+    def cut(self, keep: np.ndarray, refit: bool, pricer: Pricer | None = None) -> Smaller:
+        """The network without the channels that are not kept.
+
+        Args:
+            keep: as chosen.
+            refit: whether what is left is refitted.
+            pricer: what chose them; layers that it knows refitted without them start from there.
+        """
         task = self.task
         graph = smaller_graph(self.found, keep)
         changed = import_model(graph).module
-        model, loss = changed, None
+        model, loss = copy.deepcopy(changed), None
+        if refit and isinstance(pricer, ByCurvature):
+            told = compensated(pricer.readers.values())
+            for layer in self.found.channels.layers:
+                if layer.name in told:
+                    refill(model, layer, keep, *told[layer.name])
         if task.roles is not None:
-            model, loss = self._refitted(import_model(self.proto).module, changed, keep, refit)
+            model, loss = self._refitted(import_model(self.proto).module, model, keep, refit)
         names = [layer.name for layer in self.found.channels.layers]
         path = self.folder.path / "model.onnx"
         write_bytes(strip(refilled(graph, changed, model, names)).SerializeToString(), path)
@@ -213,17 +232,9 @@ class Pruner:
     ) -> tuple[fx.GraphModule, float]:
         task, roles = self.task, self.task.roles
         assert roles is not None
-        whole = self.found.channels.macs(np.ones(len(keep), dtype=bool))
-        count = int(np.clip(LOSS_MACS / max(whole, 1), 32, LOSS_INPUTS))
-        selection = [torch.from_numpy(batch) for batch in kept_batches(roles.selection, count)]
-
-        def answers(model: nn.Module) -> list[list[torch.Tensor]]:
-            with torch.no_grad():
-                return [outputs_of(model(x)) for x in selection]
-
-        reference = answers(original)
+        loss = self._loss(original)
         if not refit:
-            return changed, true_loss(reference, answers(changed))
+            return changed, loss(changed)
         batches = kept_batches(roles.calibration, REFIT_INPUTS)
         aims = channel_aims(original, changed, self.found.channels, keep)
         sites = find_sites(changed, task.example[:1])
@@ -233,10 +244,23 @@ class Pruner:
             done.append(name)
             self.progress("refit", len(done), 2 * len(aims))
 
-        return reconstruct(
-            original, changed, aims, sites, batches, lambda model: true_loss(reference, answers(model)),
-            seed=task.seed, rounds=ROUNDS, tick=tick,
-        )  # fmt: skip
+        return reconstruct(original, changed, aims, sites, batches, loss, seed=task.seed, rounds=ROUNDS, tick=tick)
+
+    def _loss(self, original: nn.Module) -> Callable[[nn.Module], float]:
+        """The loss of a network's answers on selection inputs."""
+        roles = self.task.roles
+        assert roles is not None
+        channels = self.found.channels
+        whole = channels.macs(np.ones(channels.count, dtype=bool))
+        count = int(np.clip(LOSS_MACS / max(whole, 1), 32, LOSS_INPUTS))
+        selection = [torch.from_numpy(batch) for batch in kept_batches(roles.selection, count)]
+
+        def answers(model: nn.Module) -> list[list[torch.Tensor]]:
+            with torch.no_grad():
+                return [outputs_of(model(x)) for x in selection]
+
+        reference = answers(original)
+        return lambda model: true_loss(reference, answers(model))
 
     def finish(self, smaller: Smaller, keep: np.ndarray, steps: list[Step], asked: dict[str, Any]) -> Pruning:
         """Measure, score on the test inputs once, and write the record."""

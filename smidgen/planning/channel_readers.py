@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,19 +22,27 @@ class Reader:
     """A layer, or one group of a convolution, that reads channels.
 
     Args:
+        site: the layer.
+        group: which one.
         inverse: C⁻¹, ``[n, n]``.
-        root: G^½ W, ``[rows, n]``.
+        weight: W, ``[rows, n]``.
+        root: G^½ W.
         scale: factor on every loss.
         columns: where each channel stands.
+        mean: of the inputs, ``[n]``, where it is known.
     """
 
+    site: Site
+    group: int
     inverse: Tensor
+    weight: Tensor
     root: Tensor
     scale: float
     columns: dict[int, np.ndarray] = field(default_factory=dict)
+    mean: Tensor | None = None
 
     def copy(self) -> Reader:
-        return Reader(self.inverse.clone(), self.root.clone(), self.scale, self.columns)
+        return replace(self, inverse=self.inverse.clone(), weight=self.weight.clone(), root=self.root.clone())
 
     def costs(self, units: Sequence[int]) -> np.ndarray:
         """½ tr(G W_c (C⁻¹_cc)⁻¹ W_cᵀ) of each channel c, 0 for those it does not read."""
@@ -57,10 +65,11 @@ class Reader:
         at = torch.from_numpy(self.columns[unit])
         across = self.inverse[at]
         solved = torch.linalg.solve(self.inverse[at[:, None], at[None, :]], across)
-        self.root -= self.root[:, at] @ solved
+        # What would be left of the channel is rounding; a unit block keeps later inverses finite.
+        for values in (self.weight, self.root):
+            values -= values[:, at] @ solved
+            values[:, at] = 0.0
         self.inverse -= across.mT @ solved
-        # What is left of the channel is rounding; a unit block keeps later inverses finite.
-        self.root[:, at] = 0.0
         self.inverse[at], self.inverse[:, at] = 0.0, 0.0
         self.inverse[at, at] = 1.0
 
@@ -90,12 +99,14 @@ def _reader(layer: ChannelLayer, site: Site, curvature: Curvature, group: int) -
     else:
         taps = weight.reshape(layer.groups, -1, g.columns)[group : group + 1]
         columns = layer.taps
-    outputs = curvature.outputs.matrix
+    outputs, root = curvature.outputs.matrix, taps
     if outputs is not None:
-        taps = _root(outputs[min(group, len(outputs) - 1)].double().cpu()) @ taps
+        root = _root(outputs[min(group, len(outputs) - 1)].double().cpu()) @ taps
     inverse = torch.linalg.inv(_covariance(curvature, group, taps.shape[2], g.positions if g.kind != "conv_transpose"
                                            else int(np.prod(g.in_size))))  # fmt: skip
-    reader = Reader(inverse, taps.reshape(-1, taps.shape[2]).clone(), curvature.scale)
+    mean = None if curvature.inputs.mean is None else curvature.inputs.mean[group].double().cpu()
+    rows, root = (values.reshape(-1, values.shape[2]).clone() for values in (taps, root))
+    reader = Reader(site, group, inverse, rows, root, curvature.scale, mean=mean)
     for unit in np.unique(units[units >= 0]).tolist():
         places = np.flatnonzero(units == unit)
         reader.columns[unit] = (places[:, None] * columns + np.arange(columns)).ravel()
@@ -127,3 +138,33 @@ def _covariance(curvature: Curvature, group: int, width: int, positions: int) ->
         a = a - times * mean[:, None] * mean[None]
     own = torch.diagonal(a).clamp_min(0)
     return a + torch.diag(RIDGE * own + FLOOR * own.mean() + 1e-30)
+
+
+def compensated(readers: Iterable[Reader]) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """Weight and bias of each reader's layer, refitted without what was removed; zero where that was read.
+
+    The bias takes what the mean of the inputs gave. It is None where a layer has none and needs none.
+
+    Args:
+        readers: all groups of each of their layers.
+    """
+    found: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+    for reader in readers:
+        site, g = reader.site, reader.site.geometry
+        weight, bias = found.get(site.name, (site.weight.copy(), None if site.bias is None else site.bias.copy()))
+        if g.kind == "conv_transpose":
+            old = site.weight.reshape(*site.weight.shape[:2], -1).transpose(2, 1, 0)
+            new = reader.weight.numpy().reshape(old.shape)
+            weight = new.transpose(2, 1, 0).reshape(site.weight.shape).astype(np.float32)
+            # Each output place gets so many taps of all, on average.
+            moved = (old - new).sum(0) * (np.prod(g.in_size) / g.positions)
+        else:
+            rows = weight.reshape(g.groups, -1, g.columns)
+            new = reader.weight.numpy()
+            moved = rows[reader.group] - new
+            rows[reader.group] = new
+        if reader.mean is not None:
+            bias = np.zeros(g.out_channels, np.float32) if bias is None else bias
+            bias.reshape(g.groups, -1)[reader.group] += moved @ reader.mean.numpy()
+        found[site.name] = weight, bias
+    return found

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class Block:
     after: Mapping[int, Reader] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Pricer(Protocol):
     """Says which channels of a class would go next."""
 
@@ -86,7 +87,7 @@ class Pricer(Protocol):
 
 def choose(
     channels: Channels, pricer: Pricer, share: float, *, multiple: int = 8, by: str = "macs",
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    begin: np.ndarray | None = None, tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[np.ndarray, list[Step]]:  # fmt: skip
     """Take channels away until so much is left.
 
@@ -96,6 +97,7 @@ def choose(
         share: of the multiplications (or weights) that may be left, between 0 and 1.
         multiple: counts of a class that loses some become multiples of this, and at least this.
         by: "macs" or "weights".
+        begin: channels that are left already, by an earlier call with the same pricer.
         tick: called with what is saved and what is to be.
 
     Returns:
@@ -105,11 +107,14 @@ def choose(
         UserError: so little cannot be left without emptying a layer.
     """
     savings = _Savings(channels, by)
-    keep, steps = np.ones(channels.count, dtype=bool), list[Step]()
-    whole = savings.left()
+    whole, steps = savings.left(), list[Step]()
+    keep = np.ones(channels.count, dtype=bool) if begin is None else begin.copy()
+    for which, units in enumerate(channels.classes):
+        savings.remove(which, int((~keep[units]).sum()))
     blocks: dict[int, Block] = {}
     while savings.left() > share * whole:
-        which, price = _next(channels, pricer, savings, keep, blocks, multiple)
+        need = savings.left() - share * whole
+        which, price = _next(channels, pricer, savings, keep, blocks, multiple, need)
         if which is None:
             raise UserError(
                 f"prune: {100 * share:g} % of the {_TOLD[by]} cannot be left: no layer may be emptied, and "
@@ -127,15 +132,24 @@ def choose(
 
 
 def _next(
-    channels: Channels, pricer: Pricer, savings: _Savings, keep: np.ndarray, blocks: dict[int, Block], multiple: int
+    channels: Channels,
+    pricer: Pricer,
+    savings: _Savings,
+    keep: np.ndarray,
+    blocks: dict[int, Block],
+    multiple: int,
+    need: float,
 ) -> tuple[int | None, float]:
-    """The class whose block is cheapest, made exact; bounds of the others are enough where they are dearer."""
+    """The class whose block is cheapest, made exact; bounds of the others are enough where they are dearer.
+
+    What is saved beyond the need is worth nothing: the last block is the one that reaches the end for the least.
+    """
     prices, counts = dict[int, float](), dict[int, int]()
 
     def told(which: int) -> float:
         units = channels.classes[which]
         gone = 1 - (keep[units].sum() - counts[which]) / len(units)
-        return pricer.price(blocks[which].cost, savings.saved(which, counts[which]), float(gone))
+        return pricer.price(blocks[which].cost, min(savings.saved(which, counts[which]), need), float(gone))
 
     for which, units in enumerate(channels.classes):
         counts[which] = _removable(int(keep[units].sum()), multiple)
@@ -200,6 +214,7 @@ class ByCurvature:
 
     def __init__(self, channels: Channels, readers: Sequence[Reader]) -> None:
         self.channels, self.readers = channels, dict(enumerate(readers))
+        self.scales = np.ones(len(channels.classes))  # see `smidgen.planning.channel_probe`
         self.of = [
             [number for number, reader in enumerate(readers) if reader.columns.keys() & set(units.tolist())]
             for units in channels.classes
@@ -208,7 +223,7 @@ class ByCurvature:
     def bound(self, which: int, count: int, kept: np.ndarray) -> Block:
         """Each channel alone: what is taken away makes those that are left dearer, never cheaper."""
         costs = np.sort(self._costs(which, self.readers, self._left(which, kept)))
-        return Block(None, float(costs[:count].sum()))
+        return Block(None, self.scales[which] * float(costs[:count].sum()))
 
     def block(self, which: int, count: int, kept: np.ndarray) -> Block:
         units = self._left(which, kept)
@@ -221,7 +236,7 @@ class ByCurvature:
             chosen.append(units.pop(place))
             for reader in own.values():
                 reader.remove(chosen[-1])
-        return Block(np.array(chosen), cost, own)
+        return Block(np.array(chosen), self.scales[which] * cost, own)
 
     def _left(self, which: int, kept: np.ndarray) -> list[int]:
         return [unit for unit in self.channels.classes[which].tolist() if kept[unit]]

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
 from smidgen.model.onnx.naming import identifier
+from smidgen.site import ChannelLayer
 
 
 def refilled(model: onnx.ModelProto, before: nn.Module, after: nn.Module, layers: Iterable[str]) -> onnx.ModelProto:
@@ -67,3 +69,26 @@ def _set_bias(
 
 def _array(parameter: nn.Parameter) -> np.ndarray:
     return parameter.detach().cpu().numpy()
+
+
+def refill(
+    module: nn.Module, layer: ChannelLayer, keep: np.ndarray, weight: np.ndarray, bias: np.ndarray | None
+) -> None:
+    """Set a layer of a cut network, in place, to what is left of the original layer's weight and bias.
+
+    Args:
+        module: read from a graph without some channels.
+        layer: of the original.
+        keep: whether each channel is left.
+        weight, bias: of the original's shapes.
+    """
+    target: Any = dict(module.named_modules()).get(identifier(layer.name))
+    if target is None:
+        return
+    inputs, outputs = (np.append(keep, True)[each] for each in (layer.inputs, layer.outputs))
+    first, second = (outputs, inputs[: len(inputs) // layer.groups])
+    if isinstance(target, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        first, second = inputs, outputs[: len(outputs) // layer.groups]
+    target.weight = nn.Parameter(torch.from_numpy(np.ascontiguousarray(weight[first][:, second])))
+    if bias is not None:
+        target.bias = nn.Parameter(torch.from_numpy(bias[outputs]))
