@@ -29,7 +29,7 @@ from smidgen.data import Dataset
 from smidgen.measure.cost import onnx_cost
 from smidgen.measure.speed import compare_speed
 from smidgen.methods.channels import CRITERIA, CURVATURE
-from smidgen.pipeline.prune import MULTIPLE, Pruner
+from smidgen.pipeline.prune import Pruner
 from smidgen.pipeline.task import Threads, open_task
 from smidgen.planning.channels import choose
 from smidgen.runtimes.opening import open_file, run_dataset
@@ -171,7 +171,7 @@ def main() -> None:
     )
     parser.add_argument("--refit", nargs="*", choices=list(CRITERIA), default=[], help="criteria to refit as well")
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES, help="of the MACs that are left, falling")
-    parser.add_argument("--multiple", type=int, default=MULTIPLE)
+    parser.add_argument("--multiple", type=int)
     parser.add_argument("--test", type=int, default=10_000, help="test inputs at most")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -191,7 +191,9 @@ def _prune(parser: argparse.ArgumentParser) -> None:
         help="what goes first: curvature (the default), l1, l2, magnitude, activation, apoz, cosine, correlation, "
         "median, taylor, batchnorm",
     )  # fmt: skip
-    parser.add_argument("--round", metavar="N", type=int, help="channel counts become multiples of N (8)")
+    parser.add_argument(
+        "--round", metavar="N", type=int, help="channel counts become multiples of N (16, small layers: 8)"
+    )
     parser.add_argument(
         "--protect", metavar="LAYER", action="append", default=[], help="a layer whose outputs stay, or 'layer3*'"
     )

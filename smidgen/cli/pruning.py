@@ -16,8 +16,8 @@ DONE = 0
 def prune(options: argparse.Namespace) -> int:
     """``smidgen prune``."""
     from smidgen.methods.channels import choose_criterion
-    from smidgen.pipeline.prune import MULTIPLE, share_wanted
     from smidgen.pipeline.prune import prune as run
+    from smidgen.pipeline.prune import share_wanted
 
     share_wanted(options.macs, options.params)  # told before the work starts
     choose_criterion(options.criterion)
@@ -29,7 +29,7 @@ def prune(options: argparse.Namespace) -> int:
         data, test = open_sets(options)
         result = run(
             options.model, data, macs=options.macs, params=options.params, criterion=options.criterion,
-            multiple=MULTIPLE if options.round is None else options.round, protect=options.protect, test=test,
+            multiple=options.round, protect=options.protect, test=test,
             weights=options.weights, example=example_of(options), metric=options.metric, refit=not options.no_refit,
             threads=settings["threads"], seed=settings["seed"], progress=progress,
         )  # fmt: skip

@@ -54,7 +54,6 @@ from smidgen.report.result import Scratch
 from smidgen.runtimes.opening import open_file, run_dataset
 from smidgen.site import ChannelLayer, untouched
 
-MULTIPLE = 8  # channels that onnxruntime computes together; see benchmarks/pruning_structured.py
 REFIT_INPUTS = 512  # calibration inputs that refits use at most
 LOSS_INPUTS = 256  # selection inputs that say whether a refit is kept
 ROUNDS = (6, 2)  # of least squares, at last and while its ridge is chosen
@@ -68,7 +67,7 @@ def prune(
     macs: float | int | str | None = None,
     params: float | int | str | None = None,
     criterion: str = CURVATURE,
-    multiple: int = MULTIPLE,
+    multiple: int | None = None,
     protect: Sequence[str] = (),
     test: Data = None,
     weights: str | Path | None = None,
@@ -87,7 +86,8 @@ def prune(
         macs: share of the multiply-accumulates that is left at most: ``"50%"`` or 0.5.
         params: the same of the weights, instead.
         criterion: which channels go first; see `smidgen.methods.channels`.
-        multiple: counts of channels that change become multiples of this, which runs faster; 1 for any.
+        multiple: counts of channels that change become multiples of this, 1 for any; when None of 16, and of 8 in
+            layers of fewer than 64, which runs faster.
         protect: names of layers whose outputs stay, or patterns such as ``"layer3*"``.
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
         weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
@@ -111,8 +111,8 @@ def prune(
     """
     wanted, by = share_wanted(macs, params)
     chosen = choose_criterion(criterion)
-    if multiple < 1:
-        raise UserError(f"prune: channels cannot be multiples of {multiple}; give 1, 4 or 8")
+    if multiple is not None and multiple < 1:
+        raise UserError(f"prune: channels cannot be multiples of {multiple}; give 1, 4, 8 or 16")
     task = open_task(model, data, test, weights, example, metric, threads, "cpu", seed)
     if chosen.needs == "inputs" and task.roles is None:
         raise DataError(f"prune: the criterion '{criterion}' needs inputs to run; give --data, or another criterion")

@@ -25,6 +25,8 @@ from smidgen.methods.channels import Criterion, Evidence
 from smidgen.planning.channel_readers import Reader
 from smidgen.site import Channels, Site
 
+WIDE, WIDE_MULTIPLE, NARROW_MULTIPLE = 64, 16, 8  # channels; see `fast_multiple`
+
 
 @dataclass(frozen=True)
 class Step:
@@ -86,7 +88,7 @@ class Pricer(Protocol):
 
 
 def choose(
-    channels: Channels, pricer: Pricer, share: float, *, multiple: int = 8, by: str = "macs",
+    channels: Channels, pricer: Pricer, share: float, *, multiple: int | None = None, by: str = "macs",
     begin: np.ndarray | None = None, tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[np.ndarray, list[Step]]:  # fmt: skip
     """Take channels away until so much is left.
@@ -95,7 +97,8 @@ def choose(
         channels: of the network.
         pricer: what they are worth.
         share: of the multiplications (or weights) that may be left, between 0 and 1.
-        multiple: counts of a class that loses some become multiples of this, and at least this.
+        multiple: counts of a class that loses some become multiples of this, and at least this; see `fast_multiple`
+            for None.
         by: "macs" or "weights".
         begin: channels that are left already, by an earlier call with the same pricer.
         tick: called with what is saved and what is to be.
@@ -137,7 +140,7 @@ def _next(
     savings: _Savings,
     keep: np.ndarray,
     blocks: dict[int, Block],
-    multiple: int,
+    multiple: int | None,
     need: float,
 ) -> tuple[int | None, float]:
     """The class whose block is cheapest, made exact; bounds of the others are enough where they are dearer.
@@ -152,7 +155,7 @@ def _next(
         return pricer.price(blocks[which].cost, min(savings.saved(which, counts[which]), need), float(gone))
 
     for which, units in enumerate(channels.classes):
-        counts[which] = _removable(int(keep[units].sum()), multiple)
+        counts[which] = _removable(int(keep[units].sum()), multiple or fast_multiple(len(units)))
         if counts[which] and savings.saved(which, counts[which]) > 0:
             if which not in blocks:
                 blocks[which] = pricer.bound(which, counts[which], keep)
@@ -167,6 +170,19 @@ def _next(
 
 
 _TOLD = {"macs": "multiplications", "weights": "weights"}
+
+
+def fast_multiple(count: int) -> int:
+    """What counts of channels are to be multiples of, of so many.
+
+    onnxruntime works on blocks of 8 or 16 channels, by the processor, and where a count is none of whole blocks a
+    concatenation puts the whole map in another order and back. Half of SqueezeNet's multiplications in multiples of 8
+    run 1.1 times as fast with AVX-512, in multiples of 16 twice. Small layers would have no choice left.
+
+    >>> fast_multiple(16), fast_multiple(256)
+    (8, 16)
+    """
+    return WIDE_MULTIPLE if count >= WIDE else NARROW_MULTIPLE
 
 
 def _removable(count: int, multiple: int) -> int:
