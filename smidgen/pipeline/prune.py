@@ -87,7 +87,7 @@ def prune(
         params: the same of the weights, instead.
         criterion: which channels go first; see `smidgen.methods.channels`.
         multiple: counts of channels that change become multiples of this, 1 for any; when None of 16, and of 8 in
-            layers of fewer than 64, which runs faster.
+            layers of fewer than 48, which runs faster.
         protect: names of layers whose outputs stay, or patterns such as ``"layer3*"``.
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
         weights: ``.safetensors`` or weights-only ``.pth`` for a factory.

@@ -25,7 +25,7 @@ from smidgen.methods.channels import Criterion, Evidence
 from smidgen.planning.channel_readers import Reader
 from smidgen.site import Channels, Site
 
-WIDE, WIDE_MULTIPLE, NARROW_MULTIPLE = 64, 16, 8  # channels; see `fast_multiple`
+WIDE, WIDE_MULTIPLE, NARROW_MULTIPLE = 48, 16, 8  # channels; see `fast_multiple`
 
 
 @dataclass(frozen=True)
