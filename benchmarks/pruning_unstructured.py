@@ -31,7 +31,7 @@ from smidgen.pipeline import Task, Workshop, open_task
 from smidgen.pipeline.options import _truth, curvatures_of
 from smidgen.pipeline.targets import write_target
 from smidgen.planning.candidates import gather
-from smidgen.planning.prune import pruned_plan, with_pruned
+from smidgen.planning.sparsity import pruned_plan, with_pruned
 from smidgen.runtimes.opening import open_file, run_dataset
 from smidgen.site import Curvature
 

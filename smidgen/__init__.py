@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from smidgen.pipeline.bench import bench
     from smidgen.pipeline.bundle import bundle, merge
     from smidgen.pipeline.downsample import downsample
+    from smidgen.pipeline.prune import prune
     from smidgen.report.result import Result
 
 # Public names and where they live: loaded on first use, so that importing smidgen does not import torch.
@@ -39,14 +40,15 @@ _HOMES = {
     "load_network": "model.load",
     "merge": "pipeline.bundle",
     "open_data": "data",
+    "prune": "pipeline.prune",
     "rebuild_network": "model.replace",
     "unpack": "export.archive",
 }
 
 __all__ = [
     "Budget", "Dataset", "Preprocess", "Result", "SmidgenError", "UserError",
-    "apply", "bench", "bundle", "compress", "downsample", "load_network", "merge", "open_data", "rebuild_network",
-    "unpack",
+    "apply", "bench", "bundle", "compress", "downsample", "load_network", "merge", "open_data", "prune",
+    "rebuild_network", "unpack",
 ]  # fmt: skip
 
 

@@ -46,12 +46,14 @@ class Moment:
         rows: ``[groups, k, n]``, or None. A count sketch of the samples, exact while there are fewer samples than rows.
         diagonal: d, ``[groups, n]``, beside rows; zero when None.
         mean: ``[groups, n]`` mean of x over samples and positions.
+        noise: ``[groups]`` share by which what lies off the diagonal was shrunk; none when None.
     """
 
     matrix: Float[Tensor, "groups n n"] | None = None
     rows: Float[Tensor, "groups k n"] | None = None
     diagonal: Float[Tensor, "groups n"] | None = None
     mean: Float[Tensor, "groups n"] | None = None
+    noise: Float[Tensor, " groups"] | None = None
 
     def between(self, left: Float[Tensor, "groups p n"], right: Float[Tensor, "groups q n"]) -> Tensor:
         """``left · M · rightᵀ`` for each group; identity when the moment is empty.
@@ -141,3 +143,64 @@ def grouped(weight: np.ndarray, groups: int) -> np.ndarray:
 def untouched(site: Site) -> Stored:
     """The site left as it is."""
     return Stored(Dense(site.weight), site.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelLayer:
+    """A layer, and which channel each of its inputs and outputs is.
+
+    Args:
+        name: of the layer, as of its `Site`.
+        inputs, outputs: the channel of each, ``[in_channels]`` and ``[out_channels]``; −1 for what is never cut.
+        groups: of a convolution.
+        taps: positions of its kernel.
+        positions: output positions of one input (input positions of a transposed convolution).
+    """
+
+    name: str
+    inputs: np.ndarray
+    outputs: np.ndarray
+    groups: int = 1
+    taps: int = 1
+    positions: int = 1
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each input has outputs of its own: it passes channels on."""
+        return self.groups > 1 and self.groups == len(self.inputs)
+
+    def weights(self, inputs: float, outputs: float) -> float:
+        """Weights that are left with so many inputs and outputs."""
+        return self.taps * outputs * (1 if self.depthwise else inputs / self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """All channels of a network that can be cut, each through every layer that it runs through.
+
+    Args:
+        count: how many there are.
+        layers: in running order.
+        classes: channels that stand in the same tensors and are cut alike, by number.
+        groups: numbers of the classes that share a tensor, directly or through others.
+        left: why the outputs of a layer are never cut, by its name; layers with some that are cut are not there.
+    """
+
+    count: int
+    layers: tuple[ChannelLayer, ...]
+    classes: tuple[np.ndarray, ...]
+    groups: tuple[tuple[int, ...], ...]
+    left: dict[str, str]
+
+    def macs(self, keep: np.ndarray) -> int:
+        """Multiply-accumulates of one input with the channels that are kept, ``[count]``."""
+        return round(sum(layer.positions * self._weights(layer, keep) for layer in self.layers))
+
+    def weights(self, keep: np.ndarray) -> int:
+        """Weights that are left, without biases."""
+        return round(sum(self._weights(layer, keep) for layer in self.layers))
+
+    @staticmethod
+    def _weights(layer: ChannelLayer, keep: np.ndarray) -> float:
+        left = [float(np.append(keep, True)[each].sum()) for each in (layer.inputs, layer.outputs)]
+        return layer.weights(*left)

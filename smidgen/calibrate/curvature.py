@@ -166,12 +166,13 @@ def _without_noise(a: Tensor, spread: _Spread, samples: int, *, whole: bool) -> 
     """A, or rows of it, with what lies off its diagonal shrunk."""
     if not whole:
         own = a.square().sum(1)
-        share = spread.noise(a @ a.mT, samples, own)[:, None]
-        return Moment(rows=a * (1 - share[:, :, None]).sqrt(), diagonal=share * own)
+        share = spread.noise(a @ a.mT, samples, own)
+        return Moment(rows=a * (1 - share[:, None, None]).sqrt(), diagonal=share[:, None] * own, noise=share)
     own = torch.diagonal(a, dim1=1, dim2=2).clone()
-    a = a * (1 - spread.noise(a, samples))[:, None, None]
+    share = spread.noise(a, samples)
+    a = a * (1 - share)[:, None, None]
     torch.diagonal(a, dim1=1, dim2=2).copy_(own)
-    return Moment(matrix=a)
+    return Moment(matrix=a, noise=share)
 
 
 def _shrunk(g: Tensor, share: float) -> Tensor:

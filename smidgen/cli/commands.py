@@ -91,7 +91,7 @@ def inspect(options: argparse.Namespace) -> int:
         data, _ = open_sets(options)
         settings = common(options)
         record = describe_layers(
-            options.model, data, options.weights, _example(options), methods,
+            options.model, data, options.weights, example_of(options), methods,
             settings["threads"], settings["device"], settings["seed"], progress, guard=not options.allow_slower,
         )  # fmt: skip
     print_json(record) if options.json else print_layers(record)
@@ -187,12 +187,13 @@ def _methods(text: str) -> str | list[str] | dict[str, list[str]]:
 def _work(options: argparse.Namespace) -> dict[str, Any]:
     settings = common(options)
     return {
-        "weights": options.weights, "example": _example(options), "metric": options.metric,
+        "weights": options.weights, "example": example_of(options), "metric": options.metric,
         "refit": not options.no_refit, **settings,
     }  # fmt: skip
 
 
-def _example(options: argparse.Namespace) -> Any:
+def example_of(options: argparse.Namespace) -> Any:
+    """A random batch of the shape that was asked for, None where none was."""
     shape = read_shape(options.input)
     if shape is None:
         return None

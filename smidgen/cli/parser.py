@@ -15,6 +15,7 @@ COMMANDS = {
     "compress": "make a trained network smaller within a budget",
     "inspect": "show each layer: shape, bytes, what each method could save, why one is left alone",
     "downsample": "show where it could downsample earlier and what that saves, and write the best of it",
+    "prune": "cut whole channels and neurons until so many multiplications are left, and refit the rest",
     "apply": "carry out a saved plan.json again",
     "eval": "score any ONNX or TFLite file in its runtime",
     "serve": "show original and smaller network side by side in a browser, on this machine or a phone",
@@ -188,6 +189,27 @@ def _downsample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FOLDER", help="where the best network goes (default: nowhere)")
 
 
+def _prune(parser: argparse.ArgumentParser) -> None:
+    _add_network(parser)
+    _add_data(parser)
+    group = parser.add_argument_group("how much is left (one of these)")
+    group.add_argument("--macs", metavar="SHARE", help="of the multiply-accumulates: 50%%")
+    group.add_argument("--params", metavar="SHARE", help="of the weights: 50%%")
+    parser.add_argument(
+        "--criterion", metavar="NAME", default="curvature",
+        help="what goes first: curvature (the default), l1, l2, magnitude, activation, apoz, cosine, correlation, "
+        "median, taylor, batchnorm",
+    )  # fmt: skip
+    parser.add_argument(
+        "--round", metavar="N", type=int, help="channel counts become multiples of N (16, small layers: 8)"
+    )
+    parser.add_argument(
+        "--protect", metavar="LAYER", action="append", default=[], help="a layer whose outputs stay, or 'layer3*'"
+    )
+    _add_work(parser)
+    _add_output(parser)
+
+
 def _apply(parser: argparse.ArgumentParser) -> None:
     _add_network(parser)
     parser.add_argument("plan", help="plan.json that compress wrote")
@@ -257,8 +279,8 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 
 _FILL = {
-    "compress": _compress, "inspect": _inspect, "downsample": _downsample, "apply": _apply, "eval": _eval,
-    "serve": _serve,
+    "compress": _compress, "inspect": _inspect, "downsample": _downsample, "prune": _prune, "apply": _apply,
+    "eval": _eval, "serve": _serve,
     "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo,
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,12 +27,14 @@ class Prepared:
         sites: its layers with weights, in running order.
         base: its graph, the sites left open.
         signals: what the network's BatchNorms told of the sites' inputs before they were folded, by site name.
+        gains: sizes of the scales of the BatchNorm that followed a site, by site name.
     """
 
     module: nn.Module
     sites: list[Site]
     base: Base
     signals: Mapping[str, Signal] = field(default_factory=dict)
+    gains: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def prepare(network: Network, example: torch.Tensor) -> Prepared:
@@ -52,7 +55,7 @@ def prepare(network: Network, example: torch.Tensor) -> Prepared:
     module = network.module
     sites = find_sites(module, example)
     base = export_base(module, sites, example, network.input_name, network.output_names)
-    signals = norm_signals(base.proto.graph)
+    signals, gains = norm_signals(base.proto.graph), _gains(module, base.norms)
     if base.norms:
         module, folded = fold_norms(module, base.norms)
         sites = find_sites(module, example)
@@ -63,4 +66,9 @@ def prepare(network: Network, example: torch.Tensor) -> Prepared:
         else s
         for s in sites
     ]
-    return Prepared(module, sites, base, signals)
+    return Prepared(module, sites, base, signals, gains)
+
+
+def _gains(module: nn.Module, norms: tuple[tuple[str, str], ...]) -> dict[str, np.ndarray]:
+    found = {site: module.get_submodule(norm)._parameters.get("weight") for site, norm in norms}
+    return {site: gain.detach().abs().cpu().numpy() for site, gain in found.items() if gain is not None}

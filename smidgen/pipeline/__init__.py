@@ -36,10 +36,10 @@ from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
 from smidgen.planning.candidates import Options
 from smidgen.planning.pace import guarded, saved_ms, spend_ms
 from smidgen.planning.plan import Plan, plan_from_json
-from smidgen.planning.prune import pruned_plan
 from smidgen.planning.realise import Refit
 from smidgen.planning.search import Outcome, PlanAt, Trial, search_drop, search_size
 from smidgen.planning.search_time import search_time
+from smidgen.planning.sparsity import pruned_plan
 from smidgen.report.record import UNTIMED
 from smidgen.report.result import Result
 from smidgen.report.table import DENSE

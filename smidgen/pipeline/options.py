@@ -31,7 +31,7 @@ from smidgen.pipeline.task import Progress, Task, Threads
 from smidgen.planning.candidates import Options, gather, weights_only
 from smidgen.planning.precision import with_precision
 from smidgen.planning.probe import SHARES, losses_alone, probe
-from smidgen.planning.prune import Alone, Together, with_pruned, without_whole
+from smidgen.planning.sparsity import Alone, Together, with_pruned, without_whole
 from smidgen.planning.widths import with_widths
 from smidgen.site import Curvature, Stored
 

@@ -27,8 +27,8 @@ from smidgen.pipeline.targets import huffman_archive
 from smidgen.pipeline.task import Progress, Task, Threads
 from smidgen.pipeline.workshop import Workshop
 from smidgen.planning.candidates import Options
-from smidgen.planning.prune import pruned_plan
 from smidgen.planning.search import Outcome, Trial
+from smidgen.planning.sparsity import pruned_plan
 from smidgen.report.result import Result
 from smidgen.site import Curvature
 

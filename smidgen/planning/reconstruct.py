@@ -52,6 +52,7 @@ def reconstruct(
     loss: Callable[[nn.Module], float],
     *,
     seed: int = 0,
+    rounds: tuple[int, int] = (ROUNDS, TRIED_ROUNDS),
     tick: Callable[[str], None] = lambda name: None,
 ) -> tuple[fx.GraphModule, float]:
     """A copy of the changed network with its layers refitted.
@@ -63,6 +64,7 @@ def reconstruct(
         batches: calibration inputs.
         loss: of a network's answers, on other inputs than these.
         seed: of the positions drawn.
+        rounds: of least squares, at last and while ρ is chosen.
         tick: called with each layer's name when it is done.
 
     Returns:
@@ -84,7 +86,7 @@ def reconstruct(
             layer: Any = result.get_submodule(aim.layer)
             g, before = places[aim.layer].geometry, (layer.weight, layer.bias)
             z = _inputs(replay, layer, g, picked[aim.layer], left)
-            _refit(layer, z, torch.cat(wanted[aim.layer], 1), aim, g)
+            _refit(layer, z, torch.cat(wanted[aim.layer], 1), aim, g, rounds)
             found = loss(result)
             if found < least:
                 best, least = copy.deepcopy(result), found
@@ -96,9 +98,9 @@ def reconstruct(
     return best, least
 
 
-def _refit(layer: Any, z: Tensor, t: Tensor, aim: Aim, g: Geometry) -> None:
+def _refit(layer: Any, z: Tensor, t: Tensor, aim: Aim, g: Geometry, rounds: tuple[int, int]) -> None:
     start = layer.weight.detach().reshape(g.groups, -1, g.columns)
-    weight, bias = solve(z, t, (aim.low, aim.high), start, moved=g.columns <= MOST_COLUMNS)
+    weight, bias = solve(z, t, (aim.low, aim.high), start, moved=g.columns <= MOST_COLUMNS, rounds=rounds)
     layer.weight, layer.bias = nn.Parameter(weight.reshape(layer.weight.shape)), nn.Parameter(bias.flatten())
 
 
@@ -109,6 +111,7 @@ def solve(
     start: Float[Tensor, "groups out n"],
     *,
     moved: bool = True,
+    rounds: tuple[int, int] = (ROUNDS, TRIED_ROUNDS),
 ) -> tuple[Float[Tensor, "groups out n"], Float[Tensor, "groups out"]]:
     """Weight and bias of least one-sided distance; see the module.
 
@@ -118,6 +121,7 @@ def solve(
         bounds: past which a value need not be met.
         start: W₀.
         moved: whether the weight moves, or the bias alone.
+        rounds: at last, and while ρ is chosen.
 
     >>> z = torch.randn(1, 500, 3)
     >>> t = (z @ torch.tensor([[1.0], [2.0], [0.0]]) + 0.5).clamp(0)
@@ -130,11 +134,11 @@ def solve(
     fits = {}
     if len(shares) > 1:
         for share in shares:
-            weight, bias = _fit(z[:, :train], t[:, :train], bounds, start, share, TRIED_ROUNDS)
+            weight, bias = _fit(z[:, :train], t[:, :train], bounds, start, share, rounds[1])
             miss = _missed(z[:, train:] @ weight.mT + bias[:, None], t[:, train:], bounds)
             fits[share] = float(miss.square().mean())
     best = min(shares, key=lambda share: fits.get(share, 0.0))
-    return _fit(z, t, bounds, start, best, ROUNDS)
+    return _fit(z, t, bounds, start, best, rounds[0])
 
 
 def _fit(

@@ -12,7 +12,7 @@ from smidgen.errors import PlanError
 from smidgen.forms import Geometry, Masked
 from smidgen.methods import prunings
 from smidgen.planning.candidates import gather, weights_only
-from smidgen.planning.prune import largest_kept, pattern_kept, pruned_plan, with_pruned
+from smidgen.planning.sparsity import largest_kept, pattern_kept, pruned_plan, with_pruned
 from smidgen.site import Curvature, Moment, Site
 
 ALL = dict.fromkeys(("linear", "conv", "conv_transpose"), tuple(prunings()))

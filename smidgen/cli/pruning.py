@@ -1,0 +1,44 @@
+"""``smidgen prune``: whole channels cut, the rest refitted, and what that saves and costs."""
+
+from __future__ import annotations
+
+import argparse
+
+from smidgen.cli.commands import common, example_of, print_json
+from smidgen.cli.folder import output_folder, undisturbed
+from smidgen.cli.inputs import open_sets
+from smidgen.cli.progress import Progress
+from smidgen.errors import UserError
+
+DONE = 0
+
+
+def prune(options: argparse.Namespace) -> int:
+    """``smidgen prune``."""
+    from smidgen.methods.channels import choose_criterion
+    from smidgen.pipeline.prune import prune as run
+    from smidgen.pipeline.prune import share_wanted
+
+    share_wanted(options.macs, options.params)  # told before the work starts
+    choose_criterion(options.criterion)
+    settings = common(options)
+    if options.device != "cpu":
+        raise UserError(f"prune: it computes on the cpu, not on '{options.device}'; leave --device out")
+    given = (options.model, options.weights)
+    with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
+        data, test = open_sets(options)
+        result = run(
+            options.model, data, macs=options.macs, params=options.params, criterion=options.criterion,
+            multiple=options.round, protect=options.protect, test=test,
+            weights=options.weights, example=example_of(options), metric=options.metric, refit=not options.no_refit,
+            threads=settings["threads"], seed=settings["seed"], progress=progress,
+        )  # fmt: skip
+        with undisturbed():
+            result.save(folder)
+    if options.json:
+        print_json(result.record)
+        return DONE
+    print(result.table())
+    print(result.verdict())
+    print(f"files: {folder / 'model.onnx'}, {folder / 'result.json'}")
+    return DONE
