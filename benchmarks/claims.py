@@ -53,6 +53,19 @@ def show(title: str, claims: Sequence[Claim]) -> None:
     Console(width=None if os.isatty(1) else 160).print(table)
 
 
+def earlier(name: str) -> dict[str, Any]:
+    """What the last run of a benchmark left in build/benchmarks; empty where there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def joined(before: dict[str, Any], claims: Sequence[Claim]) -> list[Claim]:
+    """The claims of an earlier run, and these in the place of those that say the same."""
+    fields = ("what", "asked", "measured", "passed")
+    found = {claim["what"]: Claim(*(claim[field] for field in fields)) for claim in before.get("claims", ())}
+    return list((found | {claim.what: claim for claim in claims}).values())
+
+
 def save(name: str, title: str, claims: Sequence[Claim], **measured: Any) -> Path:
     """Write build/benchmarks/<name>.json.
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import sets
 import speedup
-from claims import RESULTS, Claim, save, show
+from claims import RESULTS, Claim, earlier, joined, save, show
 
 from smidgen.data import Dataset
 from smidgen.measure.cost import onnx_cost
@@ -191,10 +191,19 @@ def main() -> None:
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         claims += claims_of(name, own)
         rows += own
+        before = earlier("pruning_structured")
+        tables = {"by criterion": [HEADS, *_rows(before, [row.cells() for row in rows])]}
+        path = save("pruning_structured", TITLE, joined(before, claims), threads=args.threads, seed=args.seed,
+                    multiple=args.multiple, tables=tables)  # fmt: skip
     show(TITLE, claims)
-    tables: dict[str, Any] = {"by criterion": [HEADS, *(row.cells() for row in rows)]}
-    print(save("pruning_structured", TITLE, claims, threads=args.threads, seed=args.seed, multiple=args.multiple,
-               tables=tables))  # fmt: skip
+    print(path)
+
+
+def _rows(before: dict[str, Any], rows: list[list[str]]) -> list[list[str]]:
+    """Rows of an earlier run, and these in the place of the same network, criterion and share."""
+    _, *old = before.get("tables", {}).get("by criterion", [HEADS])
+    found = {tuple(row[:3]): row for row in [*old, *rows]}
+    return sorted(found.values(), key=lambda row: (list(FILES).index(row[0]), row[1]))
 
 
 if __name__ == "__main__":

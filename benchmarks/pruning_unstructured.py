@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from claims import Claim, save, show
+from claims import Claim, earlier, joined, save, show
 from sets import calibration_and_test, model
 
 import smidgen
@@ -28,7 +28,7 @@ from smidgen.forms import FLOATS
 from smidgen.measure.scores import Judge
 from smidgen.methods import Pruning, choose_methods
 from smidgen.pipeline import Task, Workshop, open_task
-from smidgen.pipeline.options import _truth, curvatures_of
+from smidgen.pipeline.options import curvatures_of, truths
 from smidgen.pipeline.targets import write_target
 from smidgen.planning.candidates import gather
 from smidgen.planning.sparsity import pruned_plan, with_pruned
@@ -62,11 +62,11 @@ def pruned(task: Task, curvatures: Mapping[str, Curvature], name: str, sparsity:
     pruning = chosen[method]
     assert isinstance(pruning, Pruning)
     options = gather(task.prepared.sites, curvatures, {}, device=task.device)
-    options = with_pruned(options, curvatures, pruning, allowed, FLOATS[0], _truth(task, options))
+    options = with_pruned(options, curvatures, pruning, allowed, FLOATS[0], truths(task, options))
     work = Workshop(task, options, refit, lambda *_: None)
     trial = work.trial(replace(pruned_plan(options, chosen), **work.circumstances))
     realised, path, _ = trial.carried
-    source = work._source(realised, path)
+    source = work.source(realised, path)
     assert task.test is not None
     with open_file(work.original, task.threads) as runner:
         before = run_dataset(runner, task.test.batches())
@@ -164,7 +164,9 @@ def main() -> None:
     behind: dict[str, Any] = {}
 
     def keep() -> None:
-        save(args.name, TITLE, claims, threads=args.threads, seed=args.seed, tables=tables, behind=behind,
+        before = earlier(args.name)
+        known = {key: {**before.get(key, {}), **found} for key, found in (("tables", tables), ("behind", behind))}
+        save(args.name, TITLE, joined(before, claims), threads=args.threads, seed=args.seed, **known,
              test_inputs=args.test_inputs or "all", inputs=args.inputs)  # fmt: skip
 
     for name in args.networks if "table" in args.parts else ():

@@ -13,15 +13,15 @@ from typing import Literal, cast, get_args
 from smidgen.errors import BudgetError
 
 Target = Literal[
-    "archive", "onnx", "onnx-w8", "onnx-w4", "onnx-shared", "onnx-sparse", "onnx-int8", "tflite", "tflite-int8",
-    "mcu", "executorch", "executorch-int8",
+    "archive", "onnx", "onnx-fp16", "onnx-w8", "onnx-w4", "onnx-shared", "onnx-sparse", "onnx-int8", "tflite",
+    "tflite-fp16", "tflite-int8", "mcu", "executorch", "executorch-int8",
 ]  # fmt: skip
 TARGETS: tuple[str, ...] = get_args(Target)
 # What the file of each target is called, of those that this version writes.
 FILES = {
-    "onnx": "model.onnx", "archive": "model.smidgen", "onnx-w8": "model.w8.onnx", "onnx-w4": "model.w4.onnx",
-    "onnx-int8": "model.int8.onnx", "onnx-shared": "model.shared.onnx",
-    "onnx-sparse": "model.sparse.onnx", "tflite": "model.tflite",
+    "onnx": "model.onnx", "onnx-fp16": "model.fp16.onnx", "archive": "model.smidgen", "onnx-w8": "model.w8.onnx",
+    "onnx-w4": "model.w4.onnx", "onnx-int8": "model.int8.onnx", "onnx-shared": "model.shared.onnx",
+    "onnx-sparse": "model.sparse.onnx", "tflite": "model.tflite", "tflite-fp16": "model.fp16.tflite",
     "tflite-int8": "model.int8.tflite", "mcu": "model.mcu.tflite", "executorch": "model.pte",
     "executorch-int8": "model.int8.pte",
 }  # fmt: skip

@@ -155,8 +155,8 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         default="onnx",
-        help="file the budget binds: onnx, onnx-int8, onnx-w8, onnx-w4, onnx-shared, onnx-sparse, tflite, "
-        "tflite-int8, mcu, executorch, executorch-int8 or archive; of several with commas, the first",
+        help="file the budget binds: onnx, onnx-fp16, onnx-int8, onnx-w8, onnx-w4, onnx-shared, onnx-sparse, tflite, "
+        "tflite-fp16, tflite-int8, mcu, executorch, executorch-int8 or archive; of several with commas, the first",
     )
     parser.add_argument(
         "--max-ram",

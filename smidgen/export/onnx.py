@@ -25,11 +25,12 @@ from torch import nn
 from smidgen.errors import LoadError
 from smidgen.export.archive import Packed
 from smidgen.export.files import write_bytes
+from smidgen.export.halves import half_weight
 from smidgen.export.onnx_integers import integer_weight, with_int4
 from smidgen.export.onnx_masked import masked_weight
 from smidgen.export.onnx_shared import shared_weight
 from smidgen.export.onnx_strip import drop_unused, strip
-from smidgen.forms import SPARSE, Codebook, Geometry, Quantized, Stage, stages, width
+from smidgen.forms import HALVES, SPARSE, Codebook, Geometry, Quantized, Stage, stages, width
 from smidgen.site import Site, Stored
 
 DOMAIN = "smidgen"
@@ -174,6 +175,8 @@ def _weight(
         return nodes[-1].output[0], nodes
     if bits is not None and isinstance(leaf, Codebook):
         nodes = shared_weight(graph, leaf, stage.shape, name, turned=turned)
+        return nodes[-1].output[0], nodes
+    if target in HALVES and (nodes := half_weight(graph, stage.values.T if turned else stage.values, name)):
         return nodes[-1].output[0], nodes
     if bits is None or not isinstance(leaf, Quantized):
         _add_floats(graph, stage.values.T if turned else stage.values, name)

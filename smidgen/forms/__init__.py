@@ -15,6 +15,7 @@ function each: `dense`, `stages`, `nbytes`, `macs`, `params`; never by the metho
 
 from smidgen.forms.cost import (
     FLOATS,
+    HALVES,
     NARROW,
     ONE_SCALE,
     SHARED,
@@ -35,7 +36,8 @@ from smidgen.forms.stages import Stage, stages
 from smidgen.forms.types import CP, Codebook, Dense, Form, Leaf, LowRank, Masked, Quantized, Spatial, Tucker2, hollow
 
 __all__ = [
-    "CP", "FLOATS", "NARROW", "ONE_SCALE", "SHARED", "SPARSE", "STATIC", "WIDTHS", "Codebook", "Dense", "Form",
+    "CP", "FLOATS", "HALVES", "NARROW", "ONE_SCALE",
+    "SHARED", "SPARSE", "STATIC", "WIDTHS", "Codebook", "Dense", "Form",
     "Geometry", "Leaf", "LowRank", "Masked", "Quantized", "Spatial", "Stage", "Tucker2", "dense", "describe",
     "hollow", "leaves", "macs", "masked_pays", "nbytes", "nearest_exponents", "params", "rank", "replace_last",
     "reshaped", "scales", "shape", "stages", "width", "widths",

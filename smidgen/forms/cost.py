@@ -23,14 +23,17 @@ TFLITE_ROW = 4 + 4 + 2
 # Layers of so many columns, or fewer, have one scale for all rows and eight bits where the file computes in integers:
 # a row's own scale takes ten bytes and more (the gender CNN at 30 kB: its largest layer has rank 7, with them rank 5).
 NARROW = 16
-FLOAT_BYTES = 4
+FLOAT_BYTES, HALF_BYTES = 4, 2
+HALF_OVERHEAD = 31  # bytes of the operator that widens a weight: measured on LeNet and ResNet-20, ONNX and TFLite
 # Widths of integers, or of indices into a codebook, that a target's file can hold beside floats, the narrowest first.
 WIDTHS: dict[str, tuple[int, ...]] = {
     "onnx-w8": (8,), "onnx-w4": (4, 8), "onnx-int8": (8,), "tflite-int8": (4, 8),
     "mcu": (8,), "onnx-shared": (1, 2, 3, 4, 5, 6, 7, 8), "executorch-int8": (8,),
 }  # fmt: skip
 SHARED: tuple[str, ...] = ("onnx-shared",)  # those of codebooks
-FLOATS = ("onnx", "tflite", "onnx-sparse", "executorch")  # targets whose file holds floats alone
+# Targets whose file holds floats alone.
+FLOATS = ("onnx", "onnx-fp16", "tflite", "tflite-fp16", "onnx-sparse", "executorch")
+HALVES = frozenset({"onnx-fp16", "tflite-fp16"})  # those of 16 bits, which runtimes widen
 SPARSE = "onnx-sparse"  # the one that leaves zeros out
 # Bytes of a mask's nodes and names beside its bits and the survivors; those of indices are in `SHARED_OVERHEAD`.
 # Measured on written files.
@@ -129,12 +132,12 @@ def _stage_nbytes(stage: Stage, bits: int | None, target: str) -> int:
     extra = 0
     if target == "onnx-int8":
         bits, extra = bits or 8, QDQ_OVERHEAD + QDQ_ROW * g.out_channels
-    if bits is None and target == "tflite":
-        return FLOAT_BYTES * stage.params + TFLITE_OVERHEAD
+    if bits is None and target.startswith("tflite"):
+        return _float_nbytes(stage.params, target) + TFLITE_OVERHEAD
     if bits is None and target == "executorch":
         return FLOAT_BYTES * stage.params + EXECUTORCH_OVERHEAD
     if bits is None:
-        floats = FLOAT_BYTES * stage.params
+        floats = _float_nbytes(stage.params, target)
         if target == SPARSE and isinstance(stage.weight, Masked):
             floats = min(floats, masked_nbytes(stage.params, stage.weight.survivors))
         return floats + LAYER_OVERHEAD[g.kind]
@@ -144,6 +147,10 @@ def _stage_nbytes(stage: Stage, bits: int | None, target: str) -> int:
         nodes = SHARED_BYTES if bits == 8 else SHARED_OVERHEAD + SHARED_REST * (stage.params * bits % 8 > 0)
         return weights + FLOAT_BYTES * min(2**bits, stage.params) + nodes + LAYER_OVERHEAD[g.kind]
     return weights + FLOAT_BYTES * g.out_channels + WIDTH_OVERHEAD + LAYER_OVERHEAD[g.kind] + extra
+
+
+def _float_nbytes(weights: int, target: str) -> int:
+    return HALF_BYTES * weights + HALF_OVERHEAD if target in HALVES else FLOAT_BYTES * weights
 
 
 def masked_nbytes(weights: int, survivors: int, bits: int | None = None) -> int:

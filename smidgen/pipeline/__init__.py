@@ -90,7 +90,8 @@ def compress(
             ``{"obs": {"sparsity": 0.7}}`` removes 70 % of all weights, ``{"obs": {"pattern": "2:4"}}`` two of four;
             ``"scope": "layer"`` the share of each layer, ``"protect": ["head*"]`` leaves layers whole.
         target: the kind of file the budget binds, or several, the first of which it binds: ``"archive"`` (integers,
-            entropy-coded; `smidgen.unpack` gives back the ONNX file), ``"onnx"`` (floats), ``"onnx-w8"`` or
+            entropy-coded; `smidgen.unpack` gives back the ONNX file), ``"onnx"`` (floats), ``"onnx-fp16"`` and
+            ``"tflite-fp16"`` (weights of 16 bits, widened when the file is opened), ``"onnx-w8"`` or
             ``"onnx-w4"`` (weights as 8-bit, or 4- and 8-bit integers, through DequantizeLinear), ``"onnx-shared"``
             (weights that share 2 to 256 values a layer, as packed indices), ``"onnx-sparse"`` (floats, zeros left out),
             ``"onnx-int8"`` (static: activations too; it computes in integers, and needs data), ``"tflite"`` or

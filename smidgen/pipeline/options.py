@@ -85,7 +85,7 @@ def candidates(
         )  # fmt: skip
         if pruning is not None:
             floats = target if target in FLOATS else "onnx"
-            options = with_pruned(options, curvatures, pruning, allowed, floats, _truth(task, options))
+            options = with_pruned(options, curvatures, pruning, allowed, floats, truths(task, options))
         options = [_rounded(o, curvatures.get(o.site.name, weights_only(o.site)), how, target) for o in options]
         if pruning is not None:
             options = [without_whole(option, pruning.name) for option in options]
@@ -98,7 +98,7 @@ def candidates(
     return options, chosen
 
 
-def _truth(task: Task, options: list[Options]) -> tuple[Alone, Together] | None:
+def truths(task: Task, options: list[Options]) -> tuple[Alone, Together] | None:
     """True losses of pruned forms on selection inputs, which no form was fitted to."""
     if task.roles is None:
         return None

@@ -17,6 +17,7 @@ from smidgen.errors import BudgetError, DataError
 from smidgen.export.archive import pack_archive, unpack_archive
 from smidgen.export.executorch import to_executorch, to_executorch_int8
 from smidgen.export.files import write_bytes
+from smidgen.export.halves import halved
 from smidgen.export.micro import check_operators, for_micro
 from smidgen.export.onnx import integer_tensors, write
 from smidgen.export.onnx_strip import shortened
@@ -150,12 +151,16 @@ def _integers(target: str, source: Source, path: Path) -> None:
         write(prepared.base, prepared.sites, stored, path, target)
 
 
-def _sparse(source: Source, path: Path) -> None:
-    write(source.prepared.base, source.prepared.sites, source.stored, path, SPARSE)
+def _floats_of(target: str, source: Source, path: Path) -> None:
+    write(source.prepared.base, source.prepared.sites, source.stored, path, target)
 
 
 def _tflite(source: Source, path: Path) -> None:
     write_bytes(_floats(source, columns=True), path)
+
+
+def _tflite_half(source: Source, path: Path) -> None:
+    write_bytes(halved(_floats(source, columns=True)), path)
 
 
 def _floats(source: Source, *, columns: bool) -> bytes:
@@ -204,7 +209,8 @@ def _executorch_int8(source: Source, path: Path) -> None:
 _WRITERS: dict[str, Callable[[Source, Path], None]] = {
     "archive": _archive, "onnx-w8": partial(_integers, "onnx-w8"), "onnx-w4": partial(_integers, "onnx-w4"),
     "onnx-int8": partial(_integers, "onnx-int8"), "onnx-shared": partial(_integers, "onnx-shared"),
-    "onnx-sparse": _sparse, "tflite": _tflite, "tflite-int8": _tflite_int8, "mcu": _mcu,
+    "onnx-sparse": partial(_floats_of, SPARSE), "onnx-fp16": partial(_floats_of, "onnx-fp16"),
+    "tflite-fp16": _tflite_half, "tflite": _tflite, "tflite-int8": _tflite_int8, "mcu": _mcu,
     "executorch": _executorch, "executorch-int8": _executorch_int8,
 }  # fmt: skip
 

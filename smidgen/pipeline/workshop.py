@@ -15,7 +15,7 @@ from smidgen.budget import FILES, Budget, format_size
 from smidgen.calibrate.answers import outputs_of, true_losses
 from smidgen.export.onnx import write
 from smidgen.export.verify import STATIC_TOLERANCE, TOLERANCE, verify
-from smidgen.forms import FLOATS, STATIC, WIDTHS
+from smidgen.forms import FLOATS, HALVES, STATIC, WIDTHS
 from smidgen.measure.latency import Latency
 from smidgen.measure.memory import release, scarce
 from smidgen.measure.scores import Judge
@@ -90,7 +90,7 @@ class Workshop:
         path = self.folder.path / f"trial{self.count}.onnx"
         realised = self._realised(plan)
         write(task.prepared.base, task.prepared.sites, realised.stored, path)
-        written = write_target(self.targets[0], self._source(realised, path))
+        written = write_target(self.targets[0], self.source(realised, path))
         nbytes = written.stat().st_size
         points, error, timing = None, 0.0, {}
         # What an archive unpacks to differs from the file beside it in the names of weights alone.
@@ -110,7 +110,7 @@ class Workshop:
         # Two copies of the weights a trial: where memory is scarce the chosen one is realised again.
         return Trial(plan, nbytes, points, (None if scarce() else realised, path, written), error, **timing)
 
-    def _source(self, realised: Realised, path: Path) -> Source:
+    def source(self, realised: Realised, path: Path) -> Source:
         task = self.task
         inputs, held = (None, None) if task.roles is None else (task.roles.calibration, task.roles.selection)
         return Source(
@@ -176,10 +176,10 @@ class Workshop:
             if name == self.targets[0] != "onnx" and measured is not None:
                 written[name] = measured.replace(final.with_name(FILES[name]))  # the very file of the trial
             else:
-                written[name] = write_target(name, self._source(realised, final))
+                written[name] = write_target(name, self.source(realised, final))
         for name, each in written.items():
             if name != "archive":
-                rounded = name in STATIC or (name in WIDTHS and self.targets[0] in FLOATS)
+                rounded = name in STATIC or name in HALVES or (name in WIDTHS and self.targets[0] in FLOATS)
                 share = STATIC_TOLERANCE if rounded else TOLERANCE
                 verify(realised.model, each, one_input(task), task.threads, task.device, share)
         self.progress("measure", 0, 1)
