@@ -1,9 +1,10 @@
 """Every target for every network of the evaluation set: does the file exist, run, and answer as the original?
 
 Each network goes to each target whole (the trade-off dial at 0; in the middle, without factors, where integers are a
-choice beside floats; an eighth of the bytes in an archive), calibrated on at most 200 unlabelled training inputs, and is scored in the target's runtime on at most 500 test inputs: bytes, accuracy or agreement, the largest difference
-of an output as a share of the largest output, and time beside the original's. Where there is no file it says why.
-Networks without a matching set get noise, on which only differences say something.
+choice beside floats; an eighth of the bytes in an archive), calibrated on at most 200 unlabelled training inputs, and is
+scored in the target's runtime on at most 500 test inputs: bytes, accuracy or agreement, the largest difference of an
+output as a share of the largest output, and time beside the original's. Where there is no file it says why. Networks
+without a matching set get noise, on which only differences say something.
 
     python benchmarks/matrix.py                       # writes docs/targets.md
     python benchmarks/matrix.py --networks lenet resnet8 --targets onnx-int8 tflite
@@ -126,7 +127,7 @@ def page(found: dict[str, dict[str, dict[str, Any]]], record: dict[str, Any]) ->
         "largest output; times faster than the original in ONNX Runtime, one thread.", "",
         f"{record['date'][:10]}, {record['machine']['processor']}.", "",
     ]  # fmt: skip
-    targets = list(dict.fromkeys(target for cells in found.values() for target in cells))
+    targets = [target for target in FILES if any(target in cells for cells in found.values())]
     lines += ["| network | " + " | ".join(f"`{t}`" for t in targets) + " |", "|---" * (len(targets) + 1) + "|"]
     reasons: list[str] = []
     for network, cells in found.items():
@@ -144,20 +145,23 @@ def _told(entry: dict[str, Any] | None, reasons: list[str]) -> str:
     right = f"{100 * entry['accuracy']:.1f} %" if entry["accuracy"] is not None else "–"
     if entry["accuracy"] is None and entry["agreement"] is not None:
         right = f"agrees {100 * entry['agreement']:.0f} %"
-    return f"{entry['nbytes'] / 1000:,.0f} kB; {right}; {entry['difference']:.1g}; {entry['speedup']:.1f}×"
+    faster = "not timed" if entry["speedup"] is None else f"{entry['speedup']:.1f}×"
+    return f"{entry['nbytes'] / 1000:,.0f} kB; {right}; {entry['difference']:.1g}; {faster}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--targets", nargs="+", choices=list(FILES), default=list(FILES))
+    parser.add_argument("--missing", action="store_true", help="only cells that no earlier run has")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     kept = RESULTS / "matrix.json"
     found = json.loads(kept.read_text())["networks"] if kept.exists() else {}
     for network in args.networks:
         data = NETWORKS[network][1]()
-        for target in args.targets:
+        known = found.get(network, {}) if args.missing else {}
+        for target in (each for each in args.targets if each not in known):
             found.setdefault(network, {})[target] = entry = cell(network, target, data, args.threads)
             print(network, target, _told(entry, []), entry.get("why", ""), flush=True)
             save("matrix", TITLE, [], threads=args.threads, networks=found)
