@@ -1,7 +1,7 @@
 """Every target for every network of the evaluation set: does the file exist, run, and answer as the original?
 
 Each network goes to each target whole (the trade-off dial at 0; in the middle, without factors, where integers are a
-choice beside floats; an eighth of the bytes in an archive), calibrated on at most 200 unlabelled training inputs, and is
+choice beside floats; an eighth of the bytes in an archive), calibrated on at most 200 unlabelled training inputs, and
 scored in the target's runtime on at most 500 test inputs: bytes, accuracy or agreement, the largest difference of an
 output as a share of the largest output, and time beside the original's. Where there is no file it says why. Networks
 without a matching set get noise, on which only differences say something.
