@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,11 +140,11 @@ def _scales(ties: Ties, sites: Mapping[str, Site], sizes: Mapping[str, np.ndarra
 
 
 def _put(module: nn.Module, site: Site) -> None:
-    layer = module.get_submodule(site.name)
+    layer: Any = module.get_submodule(site.name)
     with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(site.weight))  # type: ignore[operator]
+        layer.weight.copy_(torch.from_numpy(site.weight))
         if site.bias is not None:
-            layer.bias.copy_(torch.from_numpy(site.bias))  # type: ignore[operator]
+            layer.bias.copy_(torch.from_numpy(site.bias))
 
 
 def _answers_alike(first: nn.Module, second: nn.Module, x: Tensor) -> bool:

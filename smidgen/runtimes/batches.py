@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +30,42 @@ def check_batch(path: Path, wanted: Sequence[int | None], x: np.ndarray) -> None
         raise DataError(
             f"runtime: '{path.name}' takes [{', '.join(axes)}] with n ≥ 1, got {list(x.shape)}; check the preprocessing"
         )
+
+
+def in_portions(
+    path: Path,
+    names: Sequence[str],
+    batch: int,
+    x: np.ndarray,
+    answer: Callable[[np.ndarray], tuple[np.ndarray, ...]],
+) -> tuple[np.ndarray, ...]:
+    """Answers of a file with a fixed batch: portions of that size, the last one filled up and the filling cut off.
+
+    Args:
+        path, names: the file and its outputs, for the message.
+        batch: that the file was written for.
+        x: samples ``[n, …]``, as `check_batch` let them through.
+        answer: of exactly one batch.
+
+    Raises:
+        DataError: an output has no sample axis, so that portions cannot be put together.
+
+    >>> [out.tolist() for out in in_portions(Path("m"), ["y"], 2, np.arange(3), lambda x: (x * 10,))]
+    [[0, 10, 20]]
+    """
+    if batch == len(x):
+        return answer(x)
+
+    def portion(part: np.ndarray) -> tuple[np.ndarray, ...]:
+        missing = batch - len(part)
+        outputs = answer(np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part)
+        for name, output in zip(names, outputs, strict=True):
+            if output.ndim == 0 or len(output) != batch:
+                raise DataError(
+                    f"runtime: output '{name}' of '{path.name}' has shape {list(output.shape)}, "
+                    f"not {batch} samples first; give {batch} samples at a time"
+                )
+        return tuple(output[: len(part)] for output in outputs)
+
+    portions = [portion(x[start : start + batch]) for start in range(0, len(x), batch)]
+    return tuple(np.concatenate(parts) for parts in zip(*portions, strict=True))

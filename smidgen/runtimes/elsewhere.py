@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -40,3 +41,19 @@ def run_elsewhere(
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise LoadError(f"runtime: {runtime} takes more than {TRY_SECONDS} s for one input of '{path}'") from None
+
+
+def check_survives(script: str, content: bytes, runtime: str, path: Path, sound: set[bytes]) -> None:
+    """LoadError where a runtime ends the process, or never ends, on a file.
+
+    Args:
+        script, content, runtime, path: see `run_elsewhere`.
+        sound: SHA-256 digests of files that are known to do no harm; a new one is added.
+    """
+    digest = hashlib.sha256(content).digest()
+    if digest in sound:
+        return
+    done = run_elsewhere(script, content, runtime, path)
+    if done.returncode < 0:
+        raise LoadError(f"runtime: {runtime} crashes on '{path}' (signal {-done.returncode}); the file is damaged")
+    sound.add(digest)  # what is wrong otherwise the runtime tells, here as there

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from smidgen.errors import DataError, LoadError, one_line
-from smidgen.runtimes.batches import check_batch
-from smidgen.runtimes.elsewhere import run_elsewhere
+from smidgen.runtimes.batches import check_batch, in_portions
+from smidgen.runtimes.elsewhere import check_survives
 from smidgen.runtimes.silence import silent
 
 INSTALL = "pip install smidgen[executorch]"
@@ -131,11 +131,7 @@ class ExecuTorchRunner:
         if not self._loaded:
             raise LoadError(f"runtime: '{self.path}' was closed; open it again")
         check_batch(self.path, self.input_shape, x)
-        batch = self.input_shape[0] or 1
-        if batch == len(x):
-            return self._answer(x)
-        portions = [self._portion(x[start : start + batch], batch) for start in range(0, len(x), batch)]
-        return tuple(np.concatenate(parts) for parts in zip(*portions, strict=True))
+        return in_portions(self.path, self.output_names, self.input_shape[0] or 1, x, self._answer)
 
     def close(self) -> None:
         """Let go of the program; a second call does nothing."""
@@ -146,17 +142,6 @@ class ExecuTorchRunner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _portion(self, x: np.ndarray, batch: int) -> tuple[np.ndarray, ...]:
-        missing = batch - len(x)
-        outputs = self._answer(np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x)
-        for name, output in zip(self.output_names, outputs, strict=True):
-            if output.ndim == 0 or len(output) != batch:
-                raise DataError(
-                    f"runtime: output '{name}' of '{self.path.name}' has shape {list(output.shape)}, "
-                    f"not {batch} samples first; give {batch} samples at a time"
-                )
-        return tuple(output[: len(x)] for output in outputs)
 
     def _answer(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         (loaded,) = self._loaded
@@ -196,7 +181,7 @@ def runner_of(content: bytes, threads: int = 1, path: Path = Path("model.pte")) 
         threads: of the process's pool while it runs.
         path: its name, for messages.
     """
-    _survives(content, path)
+    check_survives(_TRY, content, "ExecuTorch", path, SOUND)
     loaded = _Loaded(content, threads)
     try:
         with quiet():
@@ -247,17 +232,6 @@ def _axes(content: bytes, count: int) -> tuple[int, ...]:
     if sorted(axes) != list(range(count)):
         raise ValueError(f"its input's axes are in the order {list(axes)}")
     return axes
-
-
-def _survives(content: bytes, path: Path) -> None:
-    """LoadError where ExecuTorch ends the process, or never ends, on this file."""
-    digest = hashlib.sha256(content).digest()
-    if digest in SOUND:
-        return
-    done = run_elsewhere(_TRY, content, "ExecuTorch", path)
-    if done.returncode < 0:
-        raise LoadError(f"runtime: ExecuTorch crashes on '{path}' (signal {-done.returncode}); the file is damaged")
-    SOUND.add(digest)  # what is wrong otherwise is told by ExecuTorch, here as there
 
 
 @contextlib.contextmanager

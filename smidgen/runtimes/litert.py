@@ -9,7 +9,6 @@ its channels last, as phones do, and says so; ``run`` takes them first, as the n
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from smidgen.errors import DataError, LoadError, one_line
-from smidgen.runtimes.batches import check_batch
-from smidgen.runtimes.elsewhere import run_elsewhere
+from smidgen.runtimes.batches import check_batch, in_portions
+from smidgen.runtimes.elsewhere import check_survives
 from smidgen.runtimes.silence import silent
 from smidgen.runtimes.tflite_file import CHANNELS_LAST, SOUND, as_floats, as_stored, parse, require_litert, scale_of
 
@@ -59,11 +58,7 @@ class LiteRtRunner:
         if not self._interpreter:
             raise LoadError(f"runtime: '{self.path}' was closed; open it again")
         check_batch(self.path, self.input_shape, x)
-        batch = self.input_shape[0] or 1
-        if batch == len(x):
-            return self._answer(x)
-        portions = [self._portion(x[start : start + batch], batch) for start in range(0, len(x), batch)]
-        return tuple(np.concatenate(parts) for parts in zip(*portions, strict=True))
+        return in_portions(self.path, self.output_names, self.input_shape[0] or 1, x, self._answer)
 
     def close(self) -> None:
         """Let go of the interpreter; a second call does nothing."""
@@ -74,17 +69,6 @@ class LiteRtRunner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _portion(self, x: np.ndarray, batch: int) -> tuple[np.ndarray, ...]:
-        missing = batch - len(x)
-        outputs = self._answer(np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x)
-        for name, output in zip(self.output_names, outputs, strict=True):
-            if output.ndim == 0 or len(output) != batch:
-                raise DataError(
-                    f"runtime: output '{name}' of '{self.path.name}' has shape {list(output.shape)}, "
-                    f"not {batch} samples first; give {batch} samples at a time"
-                )
-        return tuple(output[: len(x)] for output in outputs)
 
     def _answer(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         (interpreter,) = self._interpreter
@@ -157,13 +141,7 @@ def _survives(content: bytes, path: Path) -> None:
     It checks little of what it is given: a DEPTHWISE_CONV_2D with an input too few is a segmentation fault. So a file
     that this process did not write, nor open before, is opened and run in another process first.
     """
-    digest = hashlib.sha256(content).digest()
-    if digest in SOUND:
-        return
-    done = run_elsewhere(_TRY, content, "LiteRT", path)
-    if done.returncode < 0:
-        raise LoadError(f"runtime: LiteRT crashes on '{path}' (signal {-done.returncode}); the file is damaged")
-    SOUND.add(digest)  # what is wrong otherwise is told by LiteRT, here as there
+    check_survives(_TRY, content, "LiteRT", path, SOUND)
 
 
 def interpreter_of(content: bytes, threads: int = 1, *, every_tensor: bool = False) -> Any:
