@@ -26,6 +26,7 @@ from claims import RESULTS, Claim, save, show
 from smidgen.data import Dataset
 from smidgen.measure.scores import Judge
 from smidgen.measure.speed import compare_speed
+from smidgen.runtimes.onnxruntime import open_onnx
 from smidgen.runtimes.opening import open_file, run_dataset
 
 TITLE = "Static int8 in ONNX, calibration only, in onnxruntime, against onnxruntime's own and NNCF's"
@@ -79,13 +80,13 @@ def onnxruntimes(name: str, inputs: np.ndarray, folder: Path) -> dict[str, Path]
         def __init__(self, input_name: str) -> None:
             self.left = iter([{input_name: x[None]} for x in inputs])
 
-        def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
+        def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.left, None)
 
     ready = folder / "ready.onnx"
     quant_pre_process(str(sets.model(ASKED[name].file)), str(ready))
-    with open_file(sets.model(ASKED[name].file)) as runner:
-        input_name = runner.input_name  # type: ignore[attr-defined]
+    with open_onnx(sets.model(ASKED[name].file)) as runner:
+        input_name = runner.input_name
     files = {}
     for method in (CalibrationMethod.MinMax, CalibrationMethod.Percentile):
         files[f"onnxruntime {method.name}"] = out = folder / f"ort-{method.name}.onnx"

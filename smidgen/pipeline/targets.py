@@ -14,7 +14,7 @@ from torch import nn
 from smidgen.budget import FILES, parse_target
 from smidgen.data import Dataset
 from smidgen.errors import BudgetError, DataError
-from smidgen.export.archive import pack_archive, unpack_archive
+from smidgen.export.archive import Packed, pack_archive, unpack_archive
 from smidgen.export.executorch import to_executorch, to_executorch_int8
 from smidgen.export.files import write_bytes
 from smidgen.export.halves import halved
@@ -113,10 +113,15 @@ def write_target(target: str, source: Source) -> Path:
 
 
 def _archive(source: Source, path: Path) -> None:
-    prepared, stored = source.prepared, source.stored
-    model, names = shortened(source.onnx.read_bytes())
+    model, packed = _packed(source.prepared, source.stored, source.onnx)
+    write_bytes(pack_archive(model, packed), path)
+
+
+def _packed(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> tuple[bytes, dict[str, Packed]]:
+    """The ONNX file with its weights' shortest names, and the integers behind them."""
+    model, names = shortened(onnx.read_bytes())
     integers = integer_tensors(prepared.base, prepared.sites, stored)
-    write_bytes(pack_archive(model, {names.get(name, name): packed for name, packed in integers.items()}), path)
+    return model, {names.get(name, name): each for name, each in integers.items()}
 
 
 def huffman_archive(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> Path:
@@ -129,9 +134,7 @@ def huffman_archive(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path
     Returns:
         The file, beside that one.
     """
-    model, names = shortened(onnx.read_bytes())
-    integers = integer_tensors(prepared.base, prepared.sites, stored)
-    packed = {names.get(name, name): each for name, each in integers.items()}
+    model, packed = _packed(prepared, stored, onnx)
     path = onnx.with_name(HUFFMAN)
     write_bytes(pack_archive(model, packed, coders=("constant", "raw", "huffman", "runs")), path)
     return path
