@@ -29,7 +29,7 @@ from smidgen.data import Dataset
 from smidgen.measure.cost import onnx_cost
 from smidgen.measure.speed import compare_speed
 from smidgen.methods.channels import CRITERIA, CURVATURE
-from smidgen.pipeline.prune import Pruner
+from smidgen.pipeline.cutting import Cutter
 from smidgen.pipeline.task import Threads, open_task
 from smidgen.planning.channels import choose
 from smidgen.runtimes.opening import open_file, run_dataset
@@ -116,7 +116,7 @@ class Bench:
         """One criterion at every share, without its readers refitted; the curvature with and without."""
         rows = []
         with Threads(self.args.threads):
-            pruner = Pruner(self.task, (), lambda stage, done, total: None)
+            pruner = Cutter(self.task, (), lambda stage, done, total: None)
             pricer = pruner.pricer(CRITERIA[name])
             channels, keep = pruner.found.channels, None
             for share in self.args.shares:

@@ -178,9 +178,10 @@ def _written(folder: Path) -> list[Path]:
 def _methods(text: str) -> str | list[str] | dict[str, list[str]]:
     """Names that exist; told before the work starts, not after the network is open."""
     from smidgen.methods import choose_methods
+    from smidgen.pipeline.channels import split_channels
 
     named = read_methods(text)
-    choose_methods(named, {})
+    choose_methods(split_channels(named, {})[0], {})
     return named
 
 

@@ -130,7 +130,7 @@ def read_bits(bits: int | None) -> dict[str, dict[str, Any]]:
 
 
 def read_pruning(methods: Any, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Settings of the pruning that was asked for: what --methods names, or obs.
+    """Settings of the pruning that was asked for: what --methods names, or obs; of channels, which layers keep theirs.
 
     Raises:
         UserError: a value that cannot be meant, or options of pruning beside other methods.
@@ -145,14 +145,16 @@ def read_pruning(methods: Any, options: argparse.Namespace) -> dict[str, dict[st
     given = {name: value for name, value in given.items() if value is not None}
     if not given:
         return {}
+    if "protect" in given:
+        given["protect"] = [part.strip() for part in given["protect"].split(",") if part.strip()]
+    if isinstance(methods, list) and "channels" in methods and list(given) == ["protect"]:
+        return {"channels": given}
     named = ["obs"] if methods == "auto" else sorted(choose_methods(methods, {})[0])
     if len(named) != 1 or named[0] not in prunings():
         raise UserError(f"pruning: --{next(iter(given))} goes with one of {', '.join(prunings())}, "
                         f"not with --methods {','.join(named)}")  # fmt: skip
     if "sparsity" in given:
         given["sparsity"] = _share(given["sparsity"])
-    if "protect" in given:
-        given["protect"] = [part.strip() for part in given["protect"].split(",") if part.strip()]
     choose_methods(named, {named[0]: given})  # its own check
     return {named[0]: given}
 

@@ -131,7 +131,7 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", "--method", metavar="NAMES", default="auto",
         help="svd,cp,spatial,tucker2 or by layer kind: linear=svd,conv=tucker2 (all by default); or one that removes "
-        "single weights: obs, wanda, magnitude",
+        "single weights: obs, wanda, magnitude; channels beside others weighs whole channels too: auto,channels",
     )  # fmt: skip
     parser.add_argument(
         "--ranks", metavar="HOW", default="price",
@@ -151,7 +151,7 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     pruning.add_argument("--sparsity", metavar="SHARE", help="of the weights that goes: 70%% or 0.7")
     pruning.add_argument("--pattern", metavar="N:M", help="keep N of every M neighbouring input channels: 2:4")
     pruning.add_argument("--scope", metavar="NAME", help="compare weights over all layers (global), a layer, or a row")
-    pruning.add_argument("--protect", metavar="NAMES", help="layers left whole, or patterns: conv1,head*")
+    pruning.add_argument("--protect", metavar="NAMES", help="layers left whole (also of channels): conv1,head*")
     parser.add_argument(
         "--target",
         default="onnx",

@@ -2,8 +2,8 @@
 
     load → prepare → calibrate → candidates → plan → realise → export → measure → report
 
-The search for the price λ is in plain sight: `planning.search` is given a function that realises a plan, writes the
-file, runs it in its runtime on the selection inputs, and says what it measured.
+The search for the price λ is in `running.py`; with `channels` among the methods it runs twice, on the network as it is
+and on what is left of it, and the better one is taken (`channels.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,35 +18,26 @@ import torch
 from torch import nn
 
 from smidgen.budget import Budget
-from smidgen.errors import BudgetError, PlanError
+from smidgen.errors import BudgetError
 from smidgen.measure.scores import Metric
-from smidgen.methods import AnyMethod, Pruning, prunings, roundings, sharings
-from smidgen.methods._ranks import told_ranks
-from smidgen.pipeline.equalise import better_equalised, with_equalised
+from smidgen.methods import roundings, sharings
+from smidgen.pipeline.channels import again_without, run_with_channels, split_channels
+from smidgen.pipeline.equalise import with_equalised
 from smidgen.pipeline.ledger import parse_limit, with_ledger
 from smidgen.pipeline.micro import with_sources
 from smidgen.pipeline.options import candidates
 from smidgen.pipeline.recipes import recipe_of
+from smidgen.pipeline.running import Asked, Methods, guards, run, search
 from smidgen.pipeline.targets import check_given, check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
-from smidgen.pipeline.times import with_times
-from smidgen.pipeline.workshop import Workshop, in_words
-from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
-from smidgen.planning.candidates import Options
-from smidgen.planning.pace import guarded, saved_ms, spend_ms
+from smidgen.pipeline.workshop import Workshop
 from smidgen.planning.plan import Plan, plan_from_json
 from smidgen.planning.realise import Refit
-from smidgen.planning.search import Outcome, PlanAt, Trial, search_drop, search_size
-from smidgen.planning.search_time import search_time
-from smidgen.planning.sparsity import pruned_plan
+from smidgen.planning.search import Outcome
 from smidgen.report.record import UNTIMED
 from smidgen.report.result import Result
-from smidgen.report.table import DENSE
 
 __all__ = ["Task", "Workshop", "apply", "candidates", "compress", "guards", "open_task", "search"]
-
-DEFAULT_POINTS = 1.0  # with no budget given: the smallest file that agrees on 99 % of the selection inputs
-DEFAULT_TRADEOFF = 0.5  # with no budget and no data
 
 
 def compress(
@@ -58,7 +48,7 @@ def compress(
     test: Data = None,
     weights: str | Path | None = None,
     example: torch.Tensor | None = None,
-    methods: str | Sequence[str] | Mapping[str, Sequence[str]] = "auto",
+    methods: Methods = "auto",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     target: str | Sequence[str] = "onnx",
     rounding: str | None = None,
@@ -85,6 +75,8 @@ def compress(
         example: one batch of inputs, needed where neither data nor the file tell the shape.
         methods: ``"auto"`` for all, names, or names by layer kind: ``{"linear": ["svd"], "conv": ["cp"]}``. Or one
             pruning of single weights: ``"obs"`` (by curvature, the others making good), ``"wanda"``, ``"magnitude"``.
+            ``"channels"`` beside others, as in ``["auto", "channels"]``, weighs whole channels against them
+            (`smidgen.pipeline.channels`).
         settings: of methods, by name: ``{"svd": {"ranks": "vbmf", "multiple": 8}}``. Where ranks are not chosen by the
             price and no budget is given, every layer takes its rank if that makes it smaller. Of prunings:
             ``{"obs": {"sparsity": 0.7}}`` removes 70 % of all weights, ``{"obs": {"pattern": "2:4"}}`` two of four;
@@ -133,42 +125,19 @@ def compress(
         task = open_task(model, data, test, weights, example, metric, threads, device, seed)
         _check_budget(budget or Budget(), task, "archive")
         return cook(task, settings or {}, budget or Budget(), refit, progress)
-    targets = check_targets(target)
+    targets = tuple(check_targets(target))
     most, flash = parse_limit("max_ram", max_ram), parse_limit("max_flash", max_flash)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     budget = budget or Budget(size=flash)
     check_given(targets, task.roles)
     _check_budget(budget, task, targets[0])
-    task = better_equalised(task, targets[0], progress)
-    methods = prunings_named(settings) or methods if methods == "auto" else methods
-    if methods == "auto" and budget.kind == "default" and bits_named(settings):
-        methods = ()  # every layer as it is, at those bits: with factors the fewest bytes would be the least ranks
-    options, chosen = candidates(task, methods, progress, settings, targets[0], rounding)
-    check_ranks(options, chosen)
-    if pruning_chosen(chosen) and budget.kind != "default" and targets[0] in DENSE:
-        raise BudgetError(f"budget: zeros make a dense file of {targets[0]} no smaller or faster; "
-                          "give target onnx-sparse or archive, or no budget")  # fmt: skip
+    others, cutting = split_channels(methods, settings or {})
+    asked = Asked(budget, targets, others, settings, rounding, refit, guard, progress)
     with Threads(task.threads):
-        # Zeros take as long as other weights: there is nothing to time.
-        guard = (guards(budget, targets[0]) and not pruning_chosen(chosen)) if guard is None else guard
-        if guard or budget.timed:
-            options = with_times(options, task.threads, progress)
-        work = Workshop(task, options, refit, progress, budget, targets=targets)
-        outcome = search(work, budget, guarded(options) if guard else options, chosen)
-        result = work.finish(outcome, budget, time.perf_counter() - started)
-        return with_sources(with_ledger(result, work.original, most, flash))
-
-
-def guards(budget: Budget, target: str) -> bool:
-    """Whether forms that measure slower than the layer they replace are left out, where nobody said.
-
-    Where the file runs as it is and bytes are not what was asked for. A size or a ratio goes before time: the report
-    says how fast its file is. Integers are for storing and sending.
-
-    >>> guards(Budget(), "onnx"), guards(Budget(size="20 kB"), "onnx"), guards(Budget(), "archive")
-    (True, False, False)
-    """
-    return budget.timed or (target == "onnx" and budget.kind not in ("size", "ratio"))
+        done = run(task, asked) if cutting is None else run_with_channels(task, asked, cutting)
+        result = done.work.finish(done.outcome, budget, time.perf_counter() - started)
+        result = replace(result, record={**result.record, **done.beside})
+        return with_sources(with_ledger(result, done.work.original, most, flash))
 
 
 def apply(
@@ -202,6 +171,8 @@ def apply(
     parsed = plan_from_json(plan)
     seed, refit = (parsed.seed if seed is None else seed), (parsed.refit if refit is None else refit)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
+    if parsed.cut is not None:
+        task = again_without(task, parsed.cut, refit, progress)
     parsed.check(task.prepared.sites)
     check_given([parsed.target], task.roles)
     task = task if parsed.equalised is None else with_equalised(task, parsed.equalised)
@@ -216,101 +187,6 @@ def apply(
         outcome = Outcome(trial, met=True, note=_differences(parsed, trial.plan))
         result = work.finish(outcome, Budget(), time.perf_counter() - started)
         return with_sources(with_ledger(result, work.original))
-
-
-def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, AnyMethod]) -> Outcome:
-    """Find the plan whose written file meets a budget.
-
-    Args:
-        work: realises, writes and measures plans.
-        budget: what to reach.
-        options, chosen: from `candidates`.
-    """
-
-    def plan_at(price: float, price_ms: float = 0.0) -> Plan:
-        return replace(allocate(options, price, chosen, price_ms), **work.circumstances)
-
-    # A step of rounding is for the price to find, as without pruning.
-    stepped = any(label.step is not None for option in options for label in option.labels)
-    if budget.kind == "default" and pruning_chosen(chosen) and not stepped:
-        return Outcome(work.trial(replace(pruned_plan(options, chosen), **work.circumstances)), met=True)
-    if budget.kind == "default" and ranks_chosen(chosen):
-        return Outcome(work.trial(plan_at(inf)), met=True)
-    if budget.kind == "default" and bits_chosen(chosen) and not any(option.families for option in options):
-        return Outcome(work.trial(plan_at(inf)), met=True)
-    if budget.timed:
-        return _search_time(work, budget, options, lambda price_ms: plan_at(0.0, price_ms))
-    middle = price_of_tradeoff(0.5, options) or 1.0
-    if budget.kind == "tradeoff" or (budget.kind == "default" and work.judge is None):
-        dial = DEFAULT_TRADEOFF if budget.tradeoff is None else budget.tradeoff
-        return Outcome(work.trial(plan_at(price_of_tradeoff(dial, options))), met=True)
-    if budget.kind == "size" or budget.kind == "ratio":
-        limit = budget.nbytes or int(work.original.stat().st_size / (budget.times or 1))
-        return search_size(plan_at, work.trial, limit, middle, spend=lambda plan, spare: spend(options, plan, spare))
-    points = DEFAULT_POINTS if budget.points is None else budget.points
-    return search_drop(plan_at, work.trial, points, middle)
-
-
-def ranks_chosen(chosen: Mapping[str, AnyMethod]) -> list[str]:
-    """The methods whose ranks are not chosen by the price."""
-    return [name for name, method in chosen.items() if getattr(method.settings, "ranks", "price") != "price"]
-
-
-def pruning_chosen(chosen: Mapping[str, AnyMethod]) -> bool:
-    """Whether the user asked for single weights to be removed."""
-    return any(isinstance(method, Pruning) for method in chosen.values())
-
-
-def prunings_named(settings: Mapping[str, Mapping[str, Any]] | None) -> tuple[str, ...]:
-    """The prunings that settings are given for.
-
-    >>> prunings_named({"obs": {"sparsity": 0.7}}), prunings_named({"svd": {"rank": 3}})
-    (('obs',), ())
-    """
-    return tuple(name for name in prunings() if name in (settings or {}))
-
-
-def bits_named(settings: Mapping[str, Mapping[str, Any]] | None) -> bool:
-    """Whether settings name the width of what is shared.
-
-    >>> bits_named({"kmeans": {"bits": 5}}), bits_named({"kmeans": {"passes": 1}})
-    (True, False)
-    """
-    return any((settings or {}).get(name, {}).get("bits") for name in sharings())
-
-
-def bits_chosen(chosen: Mapping[str, AnyMethod]) -> bool:
-    """Whether the user named the width of what is shared."""
-    return any(getattr(method.settings, "bits", 0) for method in chosen.values())
-
-
-def check_ranks(options: Sequence[Options], chosen: Mapping[str, AnyMethod]) -> None:
-    """PlanError where the user chose a rank and no layer can take it."""
-    for name in ranks_chosen(chosen):
-        if any(name in option.families for option in options):
-            continue
-        reasons = dict.fromkeys(option.refusals[name] for option in options if name in option.refusals)
-        shown = "; ".join(list(reasons)[:3])
-        raise PlanError(f"compress: no layer takes {told_ranks(chosen[name].settings)}: {shown}")
-
-
-def _search_time(work: Workshop, budget: Budget, options: list[Options], plan_at: PlanAt) -> Outcome:
-    """The search where time has the price, in shares of the time that is asked for."""
-    whole_ms = work.original_ms()
-
-    def share(trial: Trial) -> float:
-        assert trial.latency_ms is not None
-        assert trial.speedup is not None
-        return trial.latency_ms / budget.latency_ms if budget.latency_ms else (budget.faster or 1.0) / trial.speedup
-
-    # A share of the limit in milliseconds by the layers' times.
-    limit_ms = budget.latency_ms or whole_ms / (budget.faster or 1.0)
-    layers_ms = sum(float(option.times[0]) for option in options if option.times is not None)
-    return search_time(
-        plan_at, work.trial, share, lambda plan: (whole_ms - saved_ms(options, plan)) / limit_ms,
-        sum(option.worth for option in options) / max(layers_ms, 1e-9) or 1.0,
-        spend=lambda plan, spare: spend_ms(options, plan, spare * limit_ms), asked=in_words(budget),
-    )  # fmt: skip
 
 
 def _differences(made: Plan, now: Plan) -> str:

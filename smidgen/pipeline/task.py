@@ -19,6 +19,8 @@ from smidgen.export.prepare import Prepared, prepare
 from smidgen.measure.memory import release
 from smidgen.measure.scores import Metric, load_metric
 from smidgen.model.load import Network, load_network
+from smidgen.planning.plan import Cut
+from smidgen.report.result import Scratch
 
 Data = Any
 Progress = Callable[[str, int, int], None]
@@ -26,7 +28,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Everything a run works on, opened and checked; ``equalised`` is α where its channels were, None where not."""
+    """Everything a run works on, opened and checked.
+
+    ``equalised`` is α where its channels were, ``cut`` the channels that went; None where not. ``scratch`` holds the
+    original's file where the network lost channels and came as no file.
+    """
 
     network: Network
     prepared: Prepared
@@ -38,6 +44,8 @@ class Task:
     device: str
     seed: int
     equalised: float | None = None
+    cut: Cut | None = None
+    scratch: Scratch | None = None
 
 
 def open_task(

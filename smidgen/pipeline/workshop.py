@@ -29,7 +29,7 @@ from smidgen.planning.probe import losses_alone
 from smidgen.planning.realise import REFITS, Realised, Refit, realise, references
 from smidgen.planning.search import Outcome, Trial
 from smidgen.report.record import measure_files, record
-from smidgen.report.result import Result, Scratch
+from smidgen.report.result import ORIGINAL, Result, Scratch
 from smidgen.runtimes.opening import open_file, run_dataset
 from smidgen.site import untouched
 
@@ -66,7 +66,7 @@ class Workshop:
         self.task, self.options, self.progress, self.targets = task, options, progress, tuple(targets)
         self.circumstances: dict[str, Any] = {
             "seed": task.seed, "refit": refit, "data": data_hash(task.roles), "target": self.targets[0],
-            "equalised": task.equalised,
+            "equalised": task.equalised, "cut": task.cut,
         }  # fmt: skip
         self.folder = Scratch()
         self.known = None
@@ -215,9 +215,11 @@ class Workshop:
 
     def _original(self) -> Path:
         """The given ONNX file, else our stripped float export."""
-        if self.task.network.source is not None:
-            return self.task.network.source
-        path = self.folder.path / "original.onnx"
+        source, path = self.task.network.source, self.folder.path / ORIGINAL
+        if source is not None and self.task.scratch is None:
+            return source
+        if source is not None:
+            return Path(shutil.copyfile(source, path))
         sites = self.task.prepared.sites
         write(self.task.prepared.base, sites, {s.name: untouched(s) for s in sites}, path)
         return path

@@ -37,14 +37,14 @@ class Step:
         units: the channels.
         price: what they were chosen by: loss for each multiplication (or weight) saved, or the criterion's own score.
         cost: what they cost: loss in nats, or the criterion's own score.
-        left: multiplications (or weights) that were left.
+        left: multiplications (or weights, or what they are worth) that were left.
     """
 
     which: int
     units: tuple[int, ...]
     price: float
     cost: float
-    left: int
+    left: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +88,9 @@ class Pricer(Protocol):
 
 
 def choose(
-    channels: Channels, pricer: Pricer, share: float, *, multiple: int | None = None, by: str = "macs",
-    begin: np.ndarray | None = None, tick: Callable[[int, int], None] = lambda done, total: None,
+    channels: Channels, pricer: Pricer, share: float, *, multiple: int | None = None,
+    by: str | Mapping[str, float] = "macs", most: float | None = None, begin: np.ndarray | None = None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[np.ndarray, list[Step]]:  # fmt: skip
     """Take channels away until so much is left.
 
@@ -99,7 +100,8 @@ def choose(
         share: of the multiplications (or weights) that may be left, between 0 and 1.
         multiple: counts of a class that loses some become multiples of this, and at least this; see `fast_multiple`
             for None.
-        by: "macs" or "weights".
+        by: "macs" or "weights", or what a weight is worth, in bytes or milliseconds, by the name of its layer.
+        most: a price; where the next step is dearer no more is taken, whatever is left.
         begin: channels that are left already, by an earlier call with the same pricer.
         tick: called with what is saved and what is to be.
 
@@ -118,9 +120,12 @@ def choose(
     while savings.left() > share * whole:
         need = savings.left() - share * whole
         which, price = _next(channels, pricer, savings, keep, blocks, multiple, need)
+        if most is not None and (which is None or price > most):
+            break
         if which is None:
+            what = _TOLD[by] if isinstance(by, str) else "whole"
             raise UserError(
-                f"prune: {100 * share:g} % of the {_TOLD[by]} cannot be left: no layer may be emptied, and "
+                f"prune: {100 * share:g} % of the {what} cannot be left: no layer may be emptied, and "
                 f"{100 * savings.left() / whole:.1f} % are left at least; ask for more, or protect fewer layers"
             )
         block = blocks[which]
@@ -128,7 +133,7 @@ def choose(
         pricer.remove(block)
         keep[block.units] = False
         savings.remove(which, len(block.units))
-        steps.append(Step(which, tuple(block.units.tolist()), price, block.cost, round(savings.left())))
+        steps.append(Step(which, tuple(block.units.tolist()), price, block.cost, savings.left()))
         blocks = {each: known for each, known in blocks.items() if not pricer.stale(each, which)}
         tick(round(whole - savings.left()), round((1 - share) * whole))
     return keep, steps
@@ -197,12 +202,13 @@ def _removable(count: int, multiple: int) -> int:
 class _Savings:
     """What is left of a network, by how many inputs and outputs each layer has."""
 
-    def __init__(self, channels: Channels, by: str) -> None:
+    def __init__(self, channels: Channels, by: str | Mapping[str, float]) -> None:
         layers = channels.layers
         self.inputs = np.array([len(layer.inputs) for layer in layers], dtype=float)
         self.outputs = np.array([len(layer.outputs) for layer in layers], dtype=float)
         self.depthwise = np.array([layer.depthwise for layer in layers])
-        times = [layer.taps * (layer.positions if by == "macs" else 1) for layer in layers]
+        worth = by if isinstance(by, Mapping) else {x.name: x.positions if by == "macs" else 1 for x in layers}
+        times = [layer.taps * worth.get(layer.name, 0.0) for layer in layers]
         groups = [1 if layer.depthwise else layer.groups for layer in layers]
         self.times = np.array(times, dtype=float) / np.array(groups, dtype=float)
         # Channels of a class stand in the same tensors, equally often.

@@ -65,6 +65,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Channels that were removed before anything else was planned.
+
+    Args:
+        network: fingerprint of the network that had them.
+        removed: places of the outputs that went, by layer.
+    """
+
+    network: str
+    removed: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
 class Plan:
     """One choice a site, at one price.
 
@@ -80,6 +93,7 @@ class Plan:
         data: hash of its calibration inputs, None where it had none.
         price_ms: ν, loss per millisecond, where time had a price; infinity where only time counted (null in JSON).
         equalised: α of the equalisation of channels that came before it (`smidgen.export.equalise`), None without.
+        cut: channels that were removed before; the choices are of the network without them.
     """
 
     choices: tuple[Choice, ...]
@@ -93,6 +107,7 @@ class Plan:
     target: str = "onnx"
     price_ms: float = 0.0
     equalised: float | None = None
+    cut: Cut | None = None
 
     @property
     def loss(self) -> float:
@@ -116,6 +131,7 @@ class Plan:
             "version": VERSION, "network": self.network, "price": price, "settings": self.settings,
             "seed": self.seed, "refit": self.refit, "data": self.data, "moved": self.moved,
             "target": self.target, "price_ms": price_ms, "equalised": self.equalised,
+            "cut": None if self.cut is None else asdict(self.cut),
         }  # fmt: skip
         return json.dumps({**entries, "choices": [asdict(c) for c in self.choices]}, indent=1)
 
@@ -155,6 +171,7 @@ def plan_from_json(text: str) -> Plan:
         seed, refit, data = entries.pop("seed"), entries.pop("refit"), entries.pop("data")
         moved, target = entries.pop("moved"), entries.pop("target")
         equalised = entries.pop("equalised", None)  # nor has one made before channels were
+        cut = _cut(entries.pop("cut", None))
         if equalised is not None and not (_number(equalised) and 0 <= equalised <= 1):
             raise TypeError(f"equalised must be a share or null, not {equalised!r}")
         if moved not in MOVED:
@@ -169,12 +186,24 @@ def plan_from_json(text: str) -> Plan:
         if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
             raise TypeError("settings must be an object of objects")
         price, price_ms = (inf if each is None else float(each) for each in (price, price_ms))
-        return Plan(choices, price, network, settings, seed, refit, data, moved, target, price_ms, equalised)
+        return Plan(choices, price, network, settings, seed, refit, data, moved, target, price_ms, equalised, cut)
     except PlanError:
         raise
     except Exception as error:
         reason = one_line(error)
         raise PlanError(f"plan: not a plan file that smidgen wrote: {type(error).__name__}: {reason}") from error
+
+
+def _cut(entry: Any) -> Cut | None:
+    if entry is None:
+        return None
+    network, removed = entry["network"], entry["removed"]
+    places = isinstance(removed, dict) and all(
+        isinstance(each, list) and all(type(place) is int and place >= 0 for place in each) for each in removed.values()
+    )
+    if set(entry) != {"network", "removed"} or not isinstance(network, str) or not places:
+        raise TypeError("cut needs a network's hash and, for each layer, the places of its outputs that go")
+    return Cut(network, {name: tuple(each) for name, each in removed.items()})
 
 
 def _choice(entry: dict[str, Any]) -> Choice:

@@ -70,7 +70,8 @@ class Result:
         """Write ``model.onnx``, ``model.smidgen``, ``model.safetensors``, ``plan.json`` and ``result.json``.
 
         Each file appears whole or not at all. A network that was given as a module leaves ``original.onnx`` too: what
-        it was measured as.
+        it was measured as. One that lost channels leaves no ``model.safetensors``, which the user's class could not
+        take.
 
         Args:
             folder: made when it is missing.
@@ -87,7 +88,8 @@ class Result:
                 own = self.folder.path / ORIGINAL
                 for path in (*self.files.values(), *self.beside, *([own] if own.is_file() else [])):
                     shutil.copyfile(path, Path(draft) / path.name)
-                save_network(self.model, self.sites, self.stored, Path(draft) / "model.safetensors")
+                if self.plan.cut is None:  # else the user's class makes layers that these weights do not fit
+                    save_network(self.model, self.sites, self.stored, Path(draft) / "model.safetensors")
                 (Path(draft) / "plan.json").write_text(self.plan.to_json() + "\n", encoding="utf-8")
                 (Path(draft) / "result.json").write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
                 for path in sorted(Path(draft).iterdir()):

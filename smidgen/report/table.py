@@ -50,7 +50,7 @@ def render_table(result: dict[str, Any]) -> Table:
     (['', 'original', 'onnx'], 4)
     """
     files = _files(result)
-    lines = (_pruning(result), _prediction(result), _equalised(result), _notes(files))
+    lines = (_channels(result), _pruning(result), _prediction(result), _equalised(result), _notes(files))
     notes = "\n".join(line for line in lines if line)
     # Text, not strings: rich would read "[n, 4, 8]" in a name or a reason as markup.
     table = Table(title=Text(_title(result)), title_justify="left", caption=Text(notes), caption_justify="left")
@@ -218,6 +218,21 @@ def _prediction(result: dict[str, Any]) -> str:
 def _equalised(result: dict[str, Any]) -> str:
     share = result.get("equalised")
     return "" if share is None else f"channels brought nearer to one size before they became integers (α = {share:g})"
+
+
+def _channels(result: dict[str, Any]) -> str:
+    """How many channels went, or why none did."""
+    told = result.get("channels")
+    if not told:
+        return ""
+    if not told["taken"]:
+        return f"channels: none removed, {told['why']}"
+    before, after = (sum(row[name] for row in told["layers"]) for name in ("before", "after"))
+    losses = " and ".join(f"{_nats(told[name]['loss'])} {text}" for name, text in _RUNS.items())
+    return f"channels: {after} of {before} outputs of {len(told['layers'])} layers are left ({losses})"
+
+
+_RUNS = {"cut": "with fewer", "whole": "with all, on the selection inputs"}
 
 
 def _pruning(result: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ def _one_export_a_network(prepare_once, monkeypatch):
 @pytest.fixture(autouse=True)
 def _untimed(monkeypatch):
     """Runs here do not depend on the clock; those that do time layers themselves."""
-    monkeypatch.setattr("smidgen.pipeline.with_times", untimed)
+    monkeypatch.setattr("smidgen.pipeline.running.with_times", untimed)
 
 
 def untimed(options, threads, progress):
@@ -66,7 +66,7 @@ def default(trained, prepare_once):
     before, modes = copy.deepcopy(trained.state_dict()), [m.training for m in trained.modules()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PREPARE, prepare_once)
-        patch.setattr("smidgen.pipeline.with_times", untimed)
+        patch.setattr("smidgen.pipeline.running.with_times", untimed)
         result = compress(trained, pictures(), seed=1)
     assert all(torch.equal(before[k], v) for k, v in trained.state_dict().items()), "the given network was changed"
     assert [m.training for m in trained.modules()] == modes

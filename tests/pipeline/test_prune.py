@@ -170,3 +170,14 @@ def test_a_damaged_file_is_told(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"no network")
     with pytest.raises(LoadError):
         prune(tmp_path / "broken.onnx", macs=0.5)
+
+
+def test_two_rounds_of_halving_keep_more_than_one_cut_to_a_quarter(trained):
+    once, twice = (prune(trained, pictures(320), macs="25%", multiple=2, rounds=n, protect=["stem"]) for n in (1, 2))
+    for result in (once, twice):
+        assert result.smaller.macs <= 0.25 * result.original.macs
+        assert result.layers[0].before == result.layers[0].after == 12
+    assert [row.name for row in twice.layers] == [row.name for row in once.layers]
+    assert twice.record["measured_loss"] < 1.1 * once.record["measured_loss"]
+    with pytest.raises(UserError, match="0 rounds"):
+        prune(trained, pictures(), macs="50%", rounds=0)

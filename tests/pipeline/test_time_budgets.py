@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-import smidgen.pipeline
 import smidgen.pipeline.times as times
 from smidgen import Budget
 from smidgen.pipeline import apply, compress, guards
@@ -33,7 +32,7 @@ def low_rank_net():
 @pytest.fixture
 def _timed(monkeypatch):
     """Layers are timed after all."""
-    monkeypatch.setattr(smidgen.pipeline, "with_times", times.with_times)
+    monkeypatch.setattr("smidgen.pipeline.running.with_times", times.with_times)
 
 
 def shares(monkeypatch, share):
@@ -43,7 +42,7 @@ def shares(monkeypatch, share):
         return 1.0, dict.fromkeys(chains, share)
 
     monkeypatch.setattr(
-        smidgen.pipeline, "with_times", lambda o, t, p: times.with_times(o, t, p, times.TimeTable(None))
+        "smidgen.pipeline.running.with_times", lambda o, t, p: times.with_times(o, t, p, times.TimeTable(None))
     )
     monkeypatch.setattr(times, "time_chains", timed)
 

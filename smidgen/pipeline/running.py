@@ -1,0 +1,208 @@
+"""One run from a task to the plan whose file meets the budget: candidates → plan → realise, until it does.
+
+The search for the price λ is in plain sight: `planning.search` is given a function that realises a plan, writes the
+file, runs it in its runtime on the selection inputs, and says what it measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Any
+
+from smidgen.budget import Budget
+from smidgen.errors import BudgetError, PlanError
+from smidgen.methods import AnyMethod, Pruning, prunings, sharings
+from smidgen.methods._ranks import told_ranks
+from smidgen.pipeline.equalise import better_equalised
+from smidgen.pipeline.options import candidates
+from smidgen.pipeline.task import Progress, Task
+from smidgen.pipeline.times import with_times
+from smidgen.pipeline.workshop import Workshop, in_words
+from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
+from smidgen.planning.candidates import Options
+from smidgen.planning.pace import guarded, saved_ms, spend_ms
+from smidgen.planning.plan import Plan
+from smidgen.planning.search import Outcome, PlanAt, Trial, search_drop, search_size
+from smidgen.planning.search_time import search_time
+from smidgen.planning.sparsity import pruned_plan
+from smidgen.report.table import DENSE
+from smidgen.site import Curvature
+
+DEFAULT_POINTS = 1.0  # with no budget given: the smallest file that agrees on 99 % of the selection inputs
+DEFAULT_TRADEOFF = 0.5  # with no budget and no data
+
+Methods = str | Sequence[str] | Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a user asked of a task; see `smidgen.compress`."""
+
+    budget: Budget
+    targets: tuple[str, ...]
+    methods: Methods = "auto"
+    settings: Mapping[str, Mapping[str, Any]] | None = None
+    rounding: str | None = None
+    refit: bool = True
+    guard: bool | None = None
+    progress: Progress = lambda stage, done, total: None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished search.
+
+    Args:
+        task: what was worked on; its channels may have been equalised.
+        work: what realised and measured.
+        options, chosen: from `candidates`.
+        outcome: where it ended.
+        beside: what the record says of it beside.
+    """
+
+    task: Task
+    work: Workshop
+    options: list[Options]
+    chosen: Mapping[str, AnyMethod]
+    outcome: Outcome
+    beside: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run(task: Task, asked: Asked, curvatures: Mapping[str, Curvature] | None = None) -> Run:
+    """Find the plan that meets a budget.
+
+    Args:
+        task: from `open_task`.
+        asked: what to reach, and by what.
+        curvatures: from `smidgen.pipeline.options.curvatures_of`, where they are known already.
+    """
+    budget, target, methods, progress = asked.budget, asked.targets[0], asked.methods, asked.progress
+    equalised = better_equalised(task, target, progress)
+    if equalised is not task:
+        task, curvatures = equalised, None
+    methods = prunings_named(asked.settings) or methods if methods == "auto" else methods
+    if methods == "auto" and budget.kind == "default" and bits_named(asked.settings):
+        methods = ()  # every layer as it is, at those bits: with factors the fewest bytes would be the least ranks
+    options, chosen = candidates(
+        task, methods, progress, asked.settings, target, asked.rounding, curvatures=curvatures
+    )  # fmt: skip
+    check_ranks(options, chosen)
+    if pruning_chosen(chosen) and budget.kind != "default" and target in DENSE:
+        raise BudgetError(f"budget: zeros make a dense file of {target} no smaller or faster; "
+                          "give target onnx-sparse or archive, or no budget")  # fmt: skip
+    # Zeros take as long as other weights: there is nothing to time.
+    guard = (guards(budget, target) and not pruning_chosen(chosen)) if asked.guard is None else asked.guard
+    if guard or budget.timed:
+        options = with_times(options, task.threads, progress)
+    work = Workshop(task, options, asked.refit, progress, budget, targets=asked.targets)
+    allowed = guarded(options) if guard else options
+    return Run(task, work, allowed, chosen, search(work, budget, allowed, chosen))
+
+
+def guards(budget: Budget, target: str) -> bool:
+    """Whether forms that measure slower than the layer they replace are left out, where nobody said.
+
+    Where the file runs as it is and bytes are not what was asked for. A size or a ratio goes before time: the report
+    says how fast its file is. Integers are for storing and sending.
+
+    >>> guards(Budget(), "onnx"), guards(Budget(size="20 kB"), "onnx"), guards(Budget(), "archive")
+    (True, False, False)
+    """
+    return budget.timed or (target == "onnx" and budget.kind not in ("size", "ratio"))
+
+
+def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, AnyMethod]) -> Outcome:
+    """Find the plan whose written file meets a budget.
+
+    Args:
+        work: realises, writes and measures plans.
+        budget: what to reach.
+        options, chosen: from `candidates`.
+    """
+
+    def plan_at(price: float, price_ms: float = 0.0) -> Plan:
+        return replace(allocate(options, price, chosen, price_ms), **work.circumstances)
+
+    # A step of rounding is for the price to find, as without pruning.
+    stepped = any(label.step is not None for option in options for label in option.labels)
+    if budget.kind == "default" and pruning_chosen(chosen) and not stepped:
+        return Outcome(work.trial(replace(pruned_plan(options, chosen), **work.circumstances)), met=True)
+    if budget.kind == "default" and ranks_chosen(chosen):
+        return Outcome(work.trial(plan_at(inf)), met=True)
+    if budget.kind == "default" and bits_chosen(chosen) and not any(option.families for option in options):
+        return Outcome(work.trial(plan_at(inf)), met=True)
+    if budget.timed:
+        return _search_time(work, budget, options, lambda price_ms: plan_at(0.0, price_ms))
+    middle = price_of_tradeoff(0.5, options) or 1.0
+    if budget.kind == "tradeoff" or (budget.kind == "default" and work.judge is None):
+        dial = DEFAULT_TRADEOFF if budget.tradeoff is None else budget.tradeoff
+        return Outcome(work.trial(plan_at(price_of_tradeoff(dial, options))), met=True)
+    if budget.kind == "size" or budget.kind == "ratio":
+        limit = budget.nbytes or int(work.original.stat().st_size / (budget.times or 1))
+        return search_size(plan_at, work.trial, limit, middle, spend=lambda plan, spare: spend(options, plan, spare))
+    points = DEFAULT_POINTS if budget.points is None else budget.points
+    return search_drop(plan_at, work.trial, points, middle)
+
+
+def ranks_chosen(chosen: Mapping[str, AnyMethod]) -> list[str]:
+    """The methods whose ranks are not chosen by the price."""
+    return [name for name, method in chosen.items() if getattr(method.settings, "ranks", "price") != "price"]
+
+
+def pruning_chosen(chosen: Mapping[str, AnyMethod]) -> bool:
+    """Whether the user asked for single weights to be removed."""
+    return any(isinstance(method, Pruning) for method in chosen.values())
+
+
+def prunings_named(settings: Mapping[str, Mapping[str, Any]] | None) -> tuple[str, ...]:
+    """The prunings that settings are given for.
+
+    >>> prunings_named({"obs": {"sparsity": 0.7}}), prunings_named({"svd": {"rank": 3}})
+    (('obs',), ())
+    """
+    return tuple(name for name in prunings() if name in (settings or {}))
+
+
+def bits_named(settings: Mapping[str, Mapping[str, Any]] | None) -> bool:
+    """Whether settings name the width of what is shared.
+
+    >>> bits_named({"kmeans": {"bits": 5}}), bits_named({"kmeans": {"passes": 1}})
+    (True, False)
+    """
+    return any((settings or {}).get(name, {}).get("bits") for name in sharings())
+
+
+def bits_chosen(chosen: Mapping[str, AnyMethod]) -> bool:
+    """Whether the user named the width of what is shared."""
+    return any(getattr(method.settings, "bits", 0) for method in chosen.values())
+
+
+def check_ranks(options: Sequence[Options], chosen: Mapping[str, AnyMethod]) -> None:
+    """PlanError where the user chose a rank and no layer can take it."""
+    for name in ranks_chosen(chosen):
+        if any(name in option.families for option in options):
+            continue
+        reasons = dict.fromkeys(option.refusals[name] for option in options if name in option.refusals)
+        shown = "; ".join(list(reasons)[:3])
+        raise PlanError(f"compress: no layer takes {told_ranks(chosen[name].settings)}: {shown}")
+
+
+def _search_time(work: Workshop, budget: Budget, options: list[Options], plan_at: PlanAt) -> Outcome:
+    """The search where time has the price, in shares of the time that is asked for."""
+    whole_ms = work.original_ms()
+
+    def share(trial: Trial) -> float:
+        assert trial.latency_ms is not None
+        assert trial.speedup is not None
+        return trial.latency_ms / budget.latency_ms if budget.latency_ms else (budget.faster or 1.0) / trial.speedup
+
+    # A share of the limit in milliseconds by the layers' times.
+    limit_ms = budget.latency_ms or whole_ms / (budget.faster or 1.0)
+    layers_ms = sum(float(option.times[0]) for option in options if option.times is not None)
+    return search_time(
+        plan_at, work.trial, share, lambda plan: (whole_ms - saved_ms(options, plan)) / limit_ms,
+        sum(option.worth for option in options) / max(layers_ms, 1e-9) or 1.0,
+        spend=lambda plan, spare: spend_ms(options, plan, spare * limit_ms), asked=in_words(budget),
+    )  # fmt: skip
