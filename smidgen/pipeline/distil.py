@@ -75,7 +75,7 @@ def distil(
             given ones are the first.
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
         weights, student_weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
-        metric: replaces accuracy; see `smidgen.compress`.
+        metric: replaces accuracy in the files' scores; see `smidgen.compress`.
         checkpoint: file to go on from, if it is there, and to write.
         threads: for torch and onnxruntime; what torch uses when None.
         device: where torch computes: ``cpu`` or ``cuda``.
