@@ -151,7 +151,7 @@ def finish(
     """
     if fitted.stopped == "nan" and fitted.best is None:
         raise UserError(
-            "train: the loss exploded in the first epoch, at every rate tried; give a lower --lr, and look at the inputs"
+            "train: the loss exploded in the first epoch, at every rate tried; give a lower --lr, or look at the inputs"
         )
     first, path = next(iter(files.values())), list(files.values())[-1]
     found: dict[str, Measured] = {}
