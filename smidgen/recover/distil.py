@@ -106,7 +106,7 @@ class Teaching:
         _check_outputs(wanted, given)
         if not any(each.is_floating_point() for each in wanted):
             raise UserError(
-                "distil: the networks answer with whole numbers, which nothing is learned from; give scores"
+                "distil: the networks answer with whole numbers; have them give scores to learn from"
             )
         self.classifier = is_classifier(wanted)
         if not self.classifier and mixture.mix < 1:
