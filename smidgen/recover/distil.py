@@ -105,9 +105,7 @@ class Teaching:
         wanted, given = _answers(teacher, example), _answers(student, example)
         _check_outputs(wanted, given)
         if not any(each.is_floating_point() for each in wanted):
-            raise UserError(
-                "distil: the networks answer with whole numbers; have them give scores to learn from"
-            )
+            raise UserError("distil: the networks answer with whole numbers; have them give scores to learn from")
         self.classifier = is_classifier(wanted)
         if not self.classifier and mixture.mix < 1:
             raise UserError("distil: labels are mixed in for classifiers alone; give mix=1 for this network")

@@ -278,8 +278,7 @@ class _Run:
         norm = holding.clip(training.clip)
         # One message between processes says both: what the loss is and whether time is up.
         late = training.time_limit is not None and self._elapsed() > training.time_limit
-        told = self.team.mean(torch.stack([loss.detach().double(), torch.tensor(float(late)).to(loss).double()]))
-        value, stop = told.tolist()
+        value, stop = self.team.mean(loss.item(), float(late))
         first = books.first = value if books.first is None else books.first
         if not (math.isfinite(value) and math.isfinite(norm)) or abs(value) > EXPLODED * max(1.0, abs(first)):
             raise _Exploded
@@ -300,7 +299,7 @@ class _Run:
         with torch.no_grad():
             score = float(self.held())
         self.model.train()
-        return float(self.team.mean(torch.tensor(score, dtype=torch.float64, device=self.team.device)))
+        return self.team.mean(score)[0]
 
     def _close(self, score: float | None, partial: bool = False) -> None:
         """Remember the weights if they are the best yet."""
