@@ -20,17 +20,14 @@ import torch
 from torch import nn
 
 from smidgen.errors import BudgetError, DataError, UserError
-from smidgen.measure.activations import peak_activation_bytes
-from smidgen.measure.cost import onnx_cost
-from smidgen.measure.scores import Judge, Metric
-from smidgen.measure.speed import compare_speed
+from smidgen.measure.scores import Metric
 from smidgen.methods.channels import CURVATURE, Criterion, choose_criterion
 from smidgen.pipeline.cutting import Cutter, Smaller, without_channels
+from smidgen.pipeline.measuring import measured
 from smidgen.pipeline.task import Data, Progress, Task, Threads, one_input, open_task
 from smidgen.planning.channels import Step, choose
-from smidgen.report.pruning import LayerRow, Measured, Pruning
+from smidgen.report.pruning import LayerRow, Pruning
 from smidgen.report.record import versions
-from smidgen.runtimes.opening import open_file, run_dataset
 from smidgen.site import ChannelLayer
 
 
@@ -185,7 +182,10 @@ def _finished(task: Task, done: Done, asked: dict[str, Any], progress: Progress)
     """Measure, score on the test inputs once, and write the record."""
     first, smaller, channels = done.first, done.smaller, done.first.found.channels
     progress("test", 0, 1)
-    before, after = (_measured(task, first.path, path) for path in (first.path, smaller.path))
+    before, after = (
+        measured(first.path, path, one_input(task), task.test, task.metric, task.threads, task.seed)
+        for path in (first.path, smaller.path)
+    )
     layers = tuple(layer_row(layer, done.kept, channels.left.get(layer.name)) for layer in channels.layers)
     predicted = sum(step.cost for step in done.steps) if asked["criterion"] == CURVATURE else None
     record = {
@@ -196,29 +196,6 @@ def _finished(task: Task, done: Done, asked: dict[str, Any], progress: Progress)
         "original": before.plain(), "smaller": after.plain(), "layers": [row.plain() for row in layers],
     }  # fmt: skip
     return Pruning(smaller.model, before, after, layers, record, smaller.path, first.folder)
-
-
-def _measured(task: Task, original: Path, path: Path) -> Measured:
-    params, macs = onnx_cost(path)
-    test: dict[str, Any] | None = None
-    if task.test is not None:
-        with open_file(original, task.threads) as runner:
-            answers, names = run_dataset(runner, task.test.batches()), runner.output_names
-        judge = Judge(answers, names, task.test.labels, task.metric, task.seed)
-        if path != original:
-            with open_file(path, task.threads) as runner:
-                answers = run_dataset(runner, task.test.batches())
-        loss, scores = judge.loss(answers), judge.judge(answers)
-        score = next((s for s in (scores.metric, scores.accuracy, scores.agreement) if s is not None), None)
-        test = {
-            "metric": loss.metric, "score": score, "lost": loss.points, "low": loss.low, "high": loss.high,
-            "agreement": scores.agreement, "kl": scores.kl,
-        }  # fmt: skip
-    _, speed = compare_speed(original, path, one_input(task), task.threads)
-    return Measured(
-        params, macs, path.stat().st_size, peak_activation_bytes(path), speed.median_ms, speed.speedup,
-        speed.error, test,
-    )  # fmt: skip
 
 
 def layer_row(layer: ChannelLayer, kept: np.ndarray, reason: str | None) -> LayerRow:

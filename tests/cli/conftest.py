@@ -74,7 +74,7 @@ def make_images() -> Callable[..., Path]:
 @pytest.fixture(autouse=True)
 def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands here do not depend on the clock; those that do time layers themselves."""
-    for module in ("smidgen.pipeline", "smidgen.cli.layers"):
+    for module in ("smidgen.pipeline.running", "smidgen.cli.layers"):
         monkeypatch.setattr(f"{module}.with_times", lambda options, threads, progress: list(options))
 
 

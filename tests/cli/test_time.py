@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import smidgen.cli.layers
-import smidgen.pipeline
+import smidgen.pipeline.running
 import smidgen.pipeline.times as times
 from smidgen.measure import time_table
 
@@ -21,7 +21,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Layers are timed after all, and remembered in the folder that is given back."""
     monkeypatch.setenv("SMIDGEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(time_table, "_opened", {})
-    for module in (smidgen.pipeline, smidgen.cli.layers):
+    for module in (smidgen.pipeline.running, smidgen.cli.layers):
         monkeypatch.setattr(module, "with_times", times.with_times)
     return tmp_path / "cache"
 
