@@ -48,7 +48,7 @@ def network() -> nn.Sequential:
 
 
 def rand(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+    return 0.3 * np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def integers(*shape: int, columns: int = 1, per_octave: int = 4, most: int = 7) -> Quantized:
@@ -68,7 +68,7 @@ def book(*shape: int, values: tuple[float, ...] = (-0.5, -0.125, 0.0, 0.25, 0.5)
 
 def masked(*shape: int) -> Masked:
     values = rand(*shape)
-    return Masked(np.where(np.abs(values) > 0.8, values, np.float32(0)))
+    return Masked(np.where(np.abs(values) > 0.25, values, np.float32(0)))
 
 
 FORMS: dict[str, dict[str, Form]] = {
