@@ -68,7 +68,10 @@ def trainable(
     >>> read_back(training, sites, {"0": Stored(form)})["0"].form.values.tolist()
     [[0.0, 2.125]]
     """
-    result = copy.deepcopy(model)
+    for site in sites:
+        if site.name in stored:
+            _check(site, stored[site.name].form)
+    result = filled(model, sites, stored)
     for parameter in result.parameters():
         parameter.requires_grad_(False)
     for module in result.modules():
@@ -78,8 +81,6 @@ def trainable(
         if site.name not in stored:
             continue
         entry = stored[site.name]
-        _check(site, entry.form)
-        _fill(result, site, entry)
         chain = _layers(result, site.name)
         trains = site.name not in fixed
         for layer, stage in zip(chain, stages(entry.form, site.geometry), strict=True):
@@ -115,6 +116,23 @@ def read_back(module: nn.Module, sites: list[Site], stored: Mapping[str, Stored]
         bias_form = bias if isinstance(bias, Quantized) else None
         found[site.name] = Stored(form, None if bias is None else dense(bias), bias_form)
     return found
+
+
+def filled(model: nn.Module, sites: list[Site], stored: Mapping[str, Stored]) -> nn.Module:
+    """A copy of a network with the stored weights, in the layers it has where they fit.
+
+    Unlike `smidgen.model.replace.with_forms` it keeps what a plain layer of the form's geometry would lose, such as
+    another padding of a layer that no method may touch.
+
+    Args:
+        model: the original, or the network that was realised; not changed.
+        sites, stored: as of `trainable`.
+    """
+    result = copy.deepcopy(model)
+    for site in sites:
+        if site.name in stored:
+            _fill(result, site, stored[site.name])
+    return result
 
 
 def hold(
