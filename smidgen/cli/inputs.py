@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,48 +155,6 @@ def read_pruning(methods: Any, options: argparse.Namespace) -> dict[str, dict[st
         given["protect"] = [part.strip() for part in given["protect"].split(",") if part.strip()]
     choose_methods(named, {named[0]: given})  # its own check
     return {named[0]: given}
-
-
-def read_training(options: argparse.Namespace) -> Any:
-    """How to train, None where nobody asked.
-
-    Raises:
-        UserError: a value that cannot be meant, or settings of a training that was not asked for.
-
-    >>> given = {"epochs": 3, "lr": None, "batch": None, "time_limit": "2min", "augment": "shift2,flip"}
-    >>> more = {"train": True, "gradual": False, "checkpoint": None, "seed": 0}
-    >>> read_training(argparse.Namespace(**given, **more)).time_limit
-    120.0
-    """
-    given = {name: getattr(options, name) for name in ("epochs", "lr", "batch", "time_limit", "augment")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if not options.train:
-        idle = [*given, *(name for name in ("checkpoint", "gradual") if getattr(options, name))]
-        if idle:
-            raise UserError(f"train: --{idle[0].replace('_', '-')} is given without --train; add it, or leave this out")
-        return None
-    from smidgen.pipeline.recover import TRAINING
-
-    if "time_limit" in given:
-        given["time_limit"] = read_duration(given["time_limit"])
-    if "augment" in given:
-        given["augment"] = tuple(part.strip() for part in given["augment"].split(",") if part.strip())
-    return replace(TRAINING, **given, seed=options.seed)
-
-
-def read_duration(text: str) -> float:
-    """Seconds in a time such as "90s", "10min" or "2h"; bare numbers are seconds.
-
-    Raises:
-        UserError: no such time.
-
-    >>> read_duration("10min"), read_duration("1.5 h"), read_duration("90")
-    (600.0, 5400.0, 90.0)
-    """
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*(s|min|h|)", text.strip(), re.ASCII)
-    if not found or not float(found[1]):
-        raise UserError(f"time-limit: {text!r} is not a time; give 90s, 10min or 2h")
-    return float(found[1]) * {"s": 1, "": 1, "min": 60, "h": 3600}[found[2]]
 
 
 def _share(text: str) -> float:

@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Sequence
 from typing import NoReturn
 
-from smidgen.cli.training_options import add_training
+from smidgen.cli.training_options import add_recovery, add_training
 from smidgen.errors import UserError
 
 COMMANDS = {
@@ -155,7 +155,7 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     pruning.add_argument("--pattern", metavar="N:M", help="keep N of every M neighbouring input channels: 2:4")
     pruning.add_argument("--scope", metavar="NAME", help="compare weights over all layers (global), a layer, or a row")
     pruning.add_argument("--protect", metavar="NAMES", help="layers left whole, or patterns: conv1,head*")
-    _add_training(parser)
+    add_recovery(parser)
     parser.add_argument(
         "--target",
         default="onnx",
@@ -352,22 +352,6 @@ def _add_data(parser: argparse.ArgumentParser, *, test: bool = True, split: str 
     pixels.add_argument("--crop", metavar="SIZE", help="side of the centre crop, or HEIGHTxWIDTH")
     pixels.add_argument("--crop-first", action="store_true", default=None, help="crop before resizing")
     pixels.add_argument("--preprocess", metavar="FILE.toml", help="all of these in a file")
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("training (labels are not needed: it learns to answer as the original does)")
-    group.add_argument(
-        "--train", action="store_true", help="train what was found, on all of --data that is not held out"
-    )
-    group.add_argument("--epochs", metavar="N", type=int, help="passes over the inputs, at most (10)")
-    group.add_argument("--lr", metavar="X", type=float, help="highest learning rate (0.0003)")
-    group.add_argument("--batch", metavar="N", type=int, help="inputs of a step (128)")
-    group.add_argument("--time-limit", metavar="TIME", help="of the training: 90s, 10min, 2h")
-    group.add_argument("--augment", metavar="NAMES", help="changes of training images: shift2,flip,zoom20,turn10")
-    group.add_argument("--checkpoint", metavar="FILE", help="where a training that was stopped goes on from")
-    group.add_argument(
-        "--gradual", action="store_true", help="with --sparsity: remove weights little by little while it trains"
-    )
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
