@@ -50,6 +50,8 @@ from smidgen.site import untouched
 TRAINING = Training(epochs=10, lr=5e-4)
 HELD = 4096  # selection inputs that are asked after each epoch at most
 TEMPERATURE = 4.0
+# Of the rate, where it made nothing better: what answers well already needs small steps.
+SLOWER = 0.1
 STEPS_RATE = 10.0  # times that of weights
 LOOSER = 4.0  # times the points promised that a plan may lose before it is trained
 PRUNINGS = 40  # of a gradual schedule …
@@ -74,11 +76,18 @@ class Recovery:
     gradual: bool = False
     learned_steps: bool = True
 
-    def again(self, seconds: float) -> Recovery:
-        """The same for another plan, with a checkpoint of its own and the time that is left after so many seconds."""
-        limit, path = self.training.time_limit, self.checkpoint
-        training = self.training if limit is None else replace(self.training, time_limit=max(1.0, limit - seconds))
-        return replace(self, training=training, checkpoint=None if path is None else path.with_name(f"{path.name}.2"))
+    def again(self, what: str, seconds: float, rate: float = 1.0) -> Recovery:
+        """The same once more, with a checkpoint of its own and the time that is left after so many seconds.
+
+        Args:
+            what: is trained: the end of the checkpoint's name.
+            seconds: spent already.
+            rate: times the learning rate.
+        """
+        old, path = self.training, self.checkpoint
+        limit = None if old.time_limit is None else max(1.0, old.time_limit - seconds)
+        training = replace(old, lr=rate * old.lr, time_limit=limit)
+        return replace(self, training=training, checkpoint=path and path.with_name(f"{path.name}.{what}"))
 
 
 def recovery_of(
@@ -125,7 +134,7 @@ def trained(
     outcome, first = recovered(work, find(LOOSER), budget, recovery)
     if keeps(outcome.best, points):
         return replace(outcome, met=True, note=""), first
-    outcome, told = recovered(work, find(1.0), budget, recovery.again(first["seconds"]))
+    outcome, told = recovered(work, find(1.0), budget, recovery.again("second", first["seconds"]))
     met = keeps(outcome.best, points)
     note = f"after training it loses {outcome.best.points:.2f} ± {outcome.best.error:.2f} points"
     return replace(outcome, met=met, note="" if met else note), {**told, "first": first}
@@ -146,7 +155,11 @@ def recovered(work: Workshop, outcome: Outcome, budget: Budget, recovery: Recove
     before = outcome.best
     realised: Realised = before.carried[0] or work.realised(before.plan)
     before = replace(before, carried=(realised, *before.carried[1:]))
-    start, fitted, changed = (_gradual if recovery.gradual else _trained)(work, before.plan, realised, recovery)
+    train = _gradual if recovery.gradual else _trained
+    start, fitted, changed = train(work, before.plan, realised, recovery)
+    if not recovery.gradual and not _better(fitted, start):
+        recovery = recovery.again("slower", fitted.seconds, SLOWER)
+        start, fitted, changed = train(work, before.plan, realised, recovery)
     release()
     after = work.weighed(before.plan, changed)
     why = _refusal(start, fitted, before, after, work.limit(budget))
@@ -163,11 +176,15 @@ def recovered(work: Workshop, outcome: Outcome, budget: Budget, recovery: Recove
 
 def _refusal(start: float, fitted: Fitted, before: Trial, after: Trial, limit: int | None) -> str:
     """Why the trained network is not taken; empty where it is."""
-    if fitted.best is None or not fitted.best < start:
+    if not _better(fitted, start):
         return f"the loss on the selection inputs did not fall ({start:.4g} before)"
     if limit is not None and after.nbytes > limit >= before.nbytes:
         return f"its file would have {format_size(after.nbytes)}, {after.nbytes - limit} bytes more than asked"
     return ""
+
+
+def _better(fitted: Fitted, start: float) -> bool:
+    return fitted.best is not None and fitted.best < start
 
 
 def with_training(result: Result, told: dict[str, Any]) -> Result:
