@@ -22,13 +22,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from smidgen.budget import Budget, format_size
 from smidgen.calibrate.answers import as_logits, is_classifier, outputs_of
 from smidgen.data import Dataset, split_roles
-from smidgen.errors import DataError, PlanError
+from smidgen.errors import DataError, PlanError, UserError
 from smidgen.forms import FLOATS, Dense, Masked
 from smidgen.measure.memory import release
 from smidgen.methods import Pruning
@@ -39,7 +41,7 @@ from smidgen.planning.plan import Plan
 from smidgen.planning.realise import Realised
 from smidgen.planning.search import Outcome, Trial, keeps
 from smidgen.recover.augment import check_images
-from smidgen.recover.distil import soft_loss, value_loss
+from smidgen.recover.distil import Mixture, need_labels, soft_loss, value_loss
 from smidgen.recover.loop import Fitted, Training, fit
 from smidgen.recover.schedule import LAYERS, Pruner, Schedule
 from smidgen.recover.trainable import filled, read_back, steps_of, trainable
@@ -67,6 +69,7 @@ class Recovery:
         inputs: trained on: none of them are for selection or test.
         checkpoint: file to go on from.
         gradual: remove weights little by little.
+        mix: the original's share of what is learned from; labels have the rest.
         learned_steps: whether the steps of an archive's integers are trained, which may make it larger.
     """
 
@@ -74,6 +77,7 @@ class Recovery:
     inputs: Dataset
     checkpoint: Path | None = None
     gradual: bool = False
+    mix: float = 1.0
     learned_steps: bool = True
 
     def again(self, what: str, seconds: float, rate: float = 1.0) -> Recovery:
@@ -91,17 +95,23 @@ class Recovery:
 
 
 def recovery_of(
-    task: Task, data: Dataset | None, training: Training, checkpoint: str | Path | None, gradual: bool
+    task: Task,
+    data: Dataset | None,
+    training: Training,
+    checkpoint: str | Path | None,
+    gradual: bool,
+    mix: float = 1.0,
 ) -> Recovery:
     """What is trained on, checked before any work starts.
 
     Args:
         task: with the data divided.
         data: all that was given; what is neither selection nor test is trained on, calibration inputs among it.
-        training, checkpoint, gradual: see `compress`.
+        training, checkpoint, gradual, mix: see `compress`.
 
     Raises:
-        DataError: no inputs, fewer than a batch, or changes of what is no image.
+        DataError: no inputs, fewer than a batch, changes of what is no image, or no labels where they are needed.
+        UserError: a share that is none, or labels for what is no classifier.
     """
     if data is None or task.roles is None:
         raise DataError("train: there are no inputs to train on; give --data (labels are not needed)")
@@ -111,7 +121,11 @@ def recovery_of(
         raise DataError(f"train: {len(inputs)} inputs are left for training, fewer than a batch of {training.batch}; "
                         f"give more, or --batch {max(1, len(inputs) // 4)}")  # fmt: skip
     check_images(inputs.shape, training.augment)
-    return Recovery(training, inputs, None if checkpoint is None else Path(checkpoint), gradual)
+    mix = need_labels(data, Mixture(mix=mix).mix)
+    with torch.no_grad():
+        if mix < 1 and not is_classifier(outputs_of(task.prepared.module(task.example.to(task.device)))):
+            raise UserError("train: labels are mixed in for classifiers alone; leave the mix out")
+    return Recovery(training, inputs, None if checkpoint is None else Path(checkpoint), gradual, mix)
 
 
 def trained(
@@ -165,8 +179,8 @@ def recovered(work: Workshop, outcome: Outcome, budget: Budget, recovery: Recove
     why = _refusal(start, fitted, before, after, work.limit(budget))
     record = {
         "settings": recovery.training.plain(), "inputs": len(recovery.inputs), "gradual": recovery.gradual,
-        **fitted.plain(), "before": {**_told(before), "loss": start}, "after": {**_told(after), "loss": fitted.best},
-        "kept": not why, "why": why or None,
+        "mix": recovery.mix, **fitted.plain(), "before": {**_told(before), "loss": start},
+        "after": {**_told(after), "loss": fitted.best}, "kept": not why, "why": why or None,
     }  # fmt: skip
     if why:
         note = f"trained, but left as it was: {why}"
@@ -234,7 +248,7 @@ def _gradual(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery)
     whole = [name for name, module in net.named_modules() if isinstance(module, LAYERS) and name not in pruned]
     pruner = Pruner(net, schedule, protect=whole)
     with torch.no_grad():
-        start = _held(work, filled(realised.model, sites, realised.stored))()
+        start = _held(work, filled(realised.model, sites, realised.stored), recovery.mix)()
     ends = schedule.every * schedule.times
     _, fitted = _fitted(work, net, plan, recovery, hooks=(pruner,), keep=lambda: pruner.steps > ends)
     stored = read_back(net, sites, dense)
@@ -247,17 +261,18 @@ def _fitted(work: Workshop, net: nn.Module, plan: Plan, recovery: Recovery, **mo
     """The loss before, and how the training went."""
     task, training = work.task, recovery.training
     teacher = task.prepared.module
-    held = _held(work, net)
+    held = _held(work, net, recovery.mix)
 
-    def loss(x: Tensor, _labels: Tensor | None) -> Tensor:
+    def loss(x: Tensor, labels: Tensor | None) -> Tensor:
         with torch.no_grad():
             wanted = outputs_of(teacher(x))
-        return _apart(wanted, outputs_of(net(x)))
+        return _mixed(wanted, outputs_of(net(x)), labels, recovery.mix)
 
     net.eval()
     with torch.no_grad():
         start = held()
-    identity = {"plan": hashlib.sha256(plan.to_json().encode()).hexdigest()[:16], "gradual": recovery.gradual}
+    made = hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
+    identity = {"plan": made, "gradual": recovery.gradual, "mix": recovery.mix}
     fitted = fit(
         net, recovery.inputs, loss, training, held=held, checkpoint=recovery.checkpoint, identity=identity,
         device=task.device, progress=work.progress, groups=_groups(net), **more,
@@ -273,18 +288,24 @@ def _groups(net: nn.Module) -> list[dict[str, Any]]:
     return [{"params": others}, {"params": steps, "lr_scale": STEPS_RATE}]
 
 
-def _held(work: Workshop, net: nn.Module) -> Callable[[], float]:
+def _held(work: Workshop, net: nn.Module, mix: float) -> Callable[[], float]:
     """The loss on selection inputs."""
     task = work.task
     assert task.roles is not None
-    batches = kept_batches(task.roles.selection, HELD)
+    batches, labels = kept_batches(task.roles.selection, HELD), task.roles.selection.labels
+    ends = np.cumsum([len(each) for each in batches])
+    aims = (
+        [None] * len(batches)
+        if labels is None
+        else [torch.from_numpy(y).to(task.device) for y in np.split(labels[: ends[-1]].copy(), ends[:-1])]
+    )
     with torch.no_grad():
         before = [outputs_of(task.prepared.module(torch.from_numpy(each).to(task.device))) for each in batches]
 
     def score() -> float:
         after = [outputs_of(net(torch.from_numpy(each).to(task.device))) for each in batches]
-        sums = [len(x) * float(_apart(*pair)) for x, *pair in zip(batches, before, after, strict=True)]
-        return sum(sums) / sum(len(each) for each in batches)
+        told = zip(batches, before, after, aims, strict=True)
+        return sum(len(x) * float(_mixed(b, a, y, mix)) for x, b, a, y in told) / int(ends[-1])
 
     return score
 
@@ -305,8 +326,14 @@ def check_gradual(chosen: Collection[object], target: str, recovery: Recovery | 
         raise PlanError(f"gradual: what it leaves are floats, and {target} holds integers; give target onnx-sparse")
 
 
+def _mixed(before: list[Tensor], after: list[Tensor], labels: Tensor | None, mix: float) -> Tensor:
+    """What is trained on: the distance from the original's answers, and that from the labels."""
+    found = mix * _apart(before, after)
+    return found if labels is None or mix == 1 else found + (1 - mix) * cross_entropy(as_logits(after[0]), labels)
+
+
 def _apart(before: list[Tensor], after: list[Tensor]) -> Tensor:
-    """What is trained on: T² KL at temperature T for classifiers, else half the squared error over its variance."""
+    """T² KL at temperature T for classifiers, else half the squared error over its variance."""
     if is_classifier(before):
         return soft_loss(as_logits(after[0]).float(), as_logits(before[0]).float(), TEMPERATURE)
     return value_loss(after, before, [float(each.float().var()) for each in before])
