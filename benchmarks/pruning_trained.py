@@ -2,10 +2,10 @@
 
 Asked: at least 14 times fewer weights (aim 20) with no loss, where pruning and fine-tuning alone are published with 12
 times fewer for LeNet (Han et al. 2015, arXiv:1506.02626). The smallest weights of all layers together go, little by
-little (arXiv:1710.01878), while the network learns from training digits to answer as it did and as their labels say; then
-what is left trains on at falling rates (arXiv:2003.02389). A fifth of the training digits chooses the
-epoch; the test digits are scored once for each file. Other ways, when asked for:
-the same with all weights removed at once before the fine-tuning, and with no training at all.
+little (arXiv:1710.01878), while the network learns from training digits to answer as it did and as their labels say;
+then what is left trains on at falling rates (arXiv:2003.02389). A fifth of the training digits chooses the epoch; the
+test digits are scored once for each file. Where asked for, the same with all weights removed at once before the
+fine-tuning, and with no training at all.
 
 A run that was stopped goes on where it was; `python benchmarks/lenets.py` trains the networks that are missing.
 
@@ -51,7 +51,8 @@ def pruned(name: str, times: float, way: str, epochs: int | None, threads: int, 
     result = smidgen.compress(
         network(name, threads=threads), digits(MNIST_TRAIN), test=digits(MNIST_TEST), target="onnx-sparse",
         settings={method: {"sparsity": 1 - 1 / times}}, threads=threads, seed=seed,
-        train=Training.from_plain(values) if trains else None, gradual=gradual, mix=MIX if trains else 1.0, checkpoint=checkpoint,
+        train=Training.from_plain(values) if trains else None, gradual=gradual, mix=MIX if trains else 1.0,
+        checkpoint=checkpoint,
     )  # fmt: skip
     checkpoint.unlink(missing_ok=True)
     record, told = result.record, result.record.get("training", {})

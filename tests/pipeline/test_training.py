@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import smidgen
-from smidgen.errors import DataError, PlanError
+from smidgen.errors import DataError, PlanError, UserError
 from smidgen.forms import Masked, Quantized, leaves
 from smidgen.pipeline import compress
 from smidgen.recover.training import Training
@@ -47,8 +47,8 @@ def loss_of(result) -> tuple[float, float]:
     [
         ("onnx", {"budget": smidgen.Budget(ratio=9)}, 0.9),
         ("onnx-w4", {"budget": smidgen.Budget(ratio=24)}, 1.0),
-        ("onnx-shared", {"settings": {"kmeans": {"bits": 1}}}, 0.7),
-        ("onnx-sparse", {"settings": {"magnitude": {"sparsity": 0.9}}}, 0.7),
+        ("onnx-shared", {"settings": {"kmeans": {"bits": 1}}}, 0.9),
+        ("onnx-sparse", {"settings": {"magnitude": {"sparsity": 0.9}}}, 0.9),
     ],
 )
 def test_it_answers_more_as_the_original_in_the_same_forms(trained, target, more, left):
@@ -61,7 +61,7 @@ def test_it_answers_more_as_the_original_in_the_same_forms(trained, target, more
     assert told["after"]["nbytes"] <= 1.01 * told["before"]["nbytes"]
     assert record["mode"] == "training"
     assert told["inputs"] == 480
-    assert told["settings"]["lr"] == BRIEF.lr
+    assert told["settings"]["lr"] in (BRIEF.lr, 0.1 * BRIEF.lr)
     assert len(told["history"]) == BRIEF.epochs
     assert "trained for 4 epochs on 480 inputs" in result.table()
     # The file answers as the network given back does: what was trained is what was written.
@@ -123,6 +123,17 @@ def test_weights_are_removed_little_by_little(trained):
     assert result.record["pruning"]["survivors"] == count - round(0.95 * count)
 
 
+def test_labels_may_be_mixed_in(trained):
+    x, y = many()
+    given = {"settings": {"kmeans": {"bits": 1}}, "target": "onnx-shared", "threads": 1, "seed": 1}
+    result = compress(trained, (x, (y + 1) % 4), **given, train=BRIEF, mix=0.0)
+    told = result.record["training"]
+    assert told["mix"] == 0.0
+    assert told["before"]["loss"] > 1, "the labels are others than the original's answers"
+    assert told["after"]["loss"] < 0.7 * told["before"]["loss"]
+    assert result.record["files"]["onnx-shared"]["accuracy"] > result.record["original"]["accuracy"] + 0.1
+
+
 def test_a_killed_run_goes_on(trained, tmp_path, monkeypatch):
     given = {"budget": smidgen.Budget(ratio=6), "threads": 1, "seed": 1, "train": BRIEF}
     whole = compress(trained, many(), **given)
@@ -130,7 +141,7 @@ def test_a_killed_run_goes_on(trained, tmp_path, monkeypatch):
 
     def stop(stage, done, total):
         seen.append(stage)
-        if stage.startswith("train") and done == 20:
+        if stage.startswith("train") and done == 40:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -144,8 +155,10 @@ def test_a_killed_run_goes_on(trained, tmp_path, monkeypatch):
     ("given", "error", "text"),
     [
         ({"data": None, "example": torch.zeros(1, 2, 8, 8)}, DataError, "give --data"),
-        ({"train": Training(batch=400)}, DataError, "fewer than a batch of 400"),
+        ({"train": Training(batch=600)}, DataError, "fewer than a batch of 600"),
         ({"train": Training(augment=("shift9",), batch=8)}, DataError, "shift9"),
+        ({"data": many()[0], "mix": 0.5}, DataError, "has none"),
+        ({"mix": 1.5}, UserError, "is no share"),
         ({"recipe": "deep-compression"}, PlanError, "says training itself"),
         ({"gradual": True}, PlanError, "give a sparsity"),
         ({"gradual": True, "target": "onnx-w8", "settings": {"obs": {"sparsity": 0.5}}}, PlanError, "holds integers"),
