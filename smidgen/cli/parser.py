@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Sequence
 from typing import NoReturn
 
-from smidgen.cli.training_options import add_training
+from smidgen.cli.training_options import add_recovery, add_training
 from smidgen.errors import UserError
 
 COMMANDS = {
@@ -155,6 +155,7 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     pruning.add_argument("--pattern", metavar="N:M", help="keep N of every M neighbouring input channels: 2:4")
     pruning.add_argument("--scope", metavar="NAME", help="compare weights over all layers (global), a layer, or a row")
     pruning.add_argument("--protect", metavar="NAMES", help="layers left whole (also of channels): conv1,head*")
+    add_recovery(parser)
     parser.add_argument(
         "--target",
         default="onnx",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from smidgen.errors import UserError
 
@@ -16,35 +17,86 @@ _UNITS = {"": 1, "s": 1, "min": 60, "h": 3600}
 
 def add_training(parser: argparse.ArgumentParser) -> None:
     """The options that `read_training` reads, and ``--metric``."""
-    group = parser.add_argument_group("training")
-    group.add_argument("--epochs", metavar="N", type=int, default=10, help="passes over the data (10)")
-    group.add_argument("--batch", metavar="N", type=int, default=128, help="inputs of a step (128)")
-    group.add_argument("--lr", metavar="RATE", type=float, default=1e-3, help="highest learning rate (0.001)")
-    group.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw", help="(adamw)")
-    group.add_argument("--schedule", choices=("cosine", "constant", "rewind"), default="cosine", help="of the rate")
-    group.add_argument("--weight-decay", metavar="SHARE", type=float, default=0.0, help="of weights, not of biases (0)")
-    group.add_argument("--augment", metavar="NAMES", help="change images anew each time: shift2,flip,zoom20,turn10")
-    group.add_argument("--patience", metavar="N", type=int, help="epochs without a better one after which it stops")
-    group.add_argument("--precision", choices=("float32", "mixed"), default="float32", help="of computing")
-    group.add_argument("--time-limit", metavar="TIME", help="of training: 90s, 10min, 2h")
-    group.add_argument("--checkpoint", metavar="FILE", help="to go on from, if it is there, and to write")
+    _add_settings(parser.add_argument_group("training"), 1e-3)
     parser.add_argument("--metric", metavar="FILE.py:FUNCTION", help="your own metric instead of accuracy")
 
 
-def read_training(options: argparse.Namespace) -> Training:
+def add_recovery(parser: argparse.ArgumentParser) -> None:
+    """The options that `read_recovery` reads; settings are there only where they are given."""
+    group = parser.add_argument_group("training of what was found, to answer as the original does; needs no labels")
+    group.add_argument("--train", action="store_true", help="train on all of --data that is not held out")
+    group.add_argument("--gradual", action="store_true", help="with --sparsity: remove weights while it trains")
+    group.add_argument(
+        "--mix", metavar="SHARE", type=float, default=1.0, help="the original's share, labels have the rest (1)"
+    )
+    _add_settings(group, 5e-4, given_only=True)
+
+
+def _add_settings(group: Any, lr: float, *, given_only: bool = False) -> None:
+    def add(name: str, metavar: str, default: Any, text: str, kind: Any = str) -> None:
+        shown = argparse.SUPPRESS if given_only else default
+        group.add_argument(name, metavar=metavar, type=kind, default=shown, help=text)
+
+    add("--epochs", "N", 10, "passes over the data (10)", int)
+    add("--batch", "N", 128, "inputs of a step (128)", int)
+    add("--lr", "RATE", lr, f"highest learning rate ({lr:g})", float)
+    add("--optimizer", "NAME", "adamw", "adamw (the default) or sgd")
+    add("--schedule", "NAME", "cosine", "of the rate: cosine, constant or rewind")
+    add("--weight-decay", "SHARE", 0.0, "of weights, not of biases (0)", float)
+    add("--augment", "NAMES", None, "change images anew each time: shift2,flip,zoom20,turn10")
+    add("--patience", "N", None, "epochs without a better one after which it stops", int)
+    add("--precision", "NAME", "float32", "float32 (the default) or mixed")
+    add("--time-limit", "TIME", None, "of training: 90s, 10min, 2h")
+    add("--checkpoint", "FILE", None, "to go on from, if it is there, and to write")
+
+
+_SETTINGS = ("epochs", "batch", "lr", "optimizer", "schedule", "weight_decay", "patience", "precision")
+
+
+def read_training(options: argparse.Namespace, base: Training | None = None) -> Training:
     """The training that was asked for.
+
+    Args:
+        options: those of `add_training`, or those of them that were given.
+        base: what is not there is taken from this.
 
     Raises:
         UserError: a value that cannot be meant.
     """
     from smidgen.recover.training import Training
 
-    names = [name.strip() for name in (options.augment or "").split(",") if name.strip()]
-    return Training(
-        epochs=options.epochs, batch=options.batch, lr=options.lr, optimizer=options.optimizer,
-        schedule=options.schedule, weight_decay=options.weight_decay, augment=tuple(names), patience=options.patience,
-        precision=options.precision, time_limit=read_time(options.time_limit), seed=options.seed,
-    )  # fmt: skip
+    base = base or Training()
+    given = {name: getattr(options, name) for name in _SETTINGS if hasattr(options, name)}
+    if getattr(options, "augment", None) is not None:
+        given["augment"] = tuple(name.strip() for name in options.augment.split(",") if name.strip())
+    if getattr(options, "time_limit", None) is not None:
+        given["time_limit"] = read_time(options.time_limit)
+    return replace(base, **given, seed=options.seed)
+
+
+def read_recovery(options: argparse.Namespace) -> Training | None:
+    """The training that was asked for by ``--train``, None where it was not.
+
+    Raises:
+        UserError: a value that cannot be meant, or settings without ``--train``.
+
+    >>> read_recovery(argparse.Namespace(train=False, gradual=False, mix=1.0, lr=1e-3))
+    Traceback (most recent call last):
+    smidgen.errors.UserError: train: --lr is given without --train; add it, or leave this out
+    """
+    if not options.train:
+        names = (*_SETTINGS, "augment", "time_limit", "checkpoint")
+        idle = (
+            [name for name in names if hasattr(options, name)]
+            + ["gradual"] * options.gradual
+            + ["mix"] * (options.mix != 1)
+        )
+        if idle:
+            raise UserError(f"train: --{idle[0].replace('_', '-')} is given without --train; add it, or leave this out")
+        return None
+    from smidgen.pipeline.recover import TRAINING
+
+    return read_training(options, TRAINING)
 
 
 def read_time(text: str | None) -> float | None:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from smidgen.budget import Budget
-from smidgen.errors import BudgetError
+from smidgen.errors import BudgetError, PlanError
 from smidgen.measure.scores import Metric
 from smidgen.methods import roundings, sharings
 from smidgen.pipeline.channels import again_without, run_with_channels, split_channels
@@ -27,13 +27,15 @@ from smidgen.pipeline.ledger import parse_limit, with_ledger
 from smidgen.pipeline.micro import with_sources
 from smidgen.pipeline.options import candidates
 from smidgen.pipeline.recipes import recipe_of
+from smidgen.pipeline.recover import recovery_of, with_training
 from smidgen.pipeline.running import Asked, Methods, guards, run, search
 from smidgen.pipeline.targets import check_given, check_targets
-from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
+from smidgen.pipeline.task import Data, Progress, Task, Threads, as_data, open_task
 from smidgen.pipeline.workshop import Workshop
 from smidgen.planning.plan import Plan, plan_from_json
 from smidgen.planning.realise import Refit
 from smidgen.planning.search import Outcome
+from smidgen.recover.training import Training
 from smidgen.report.record import UNTIMED
 from smidgen.report.result import Result
 
@@ -61,6 +63,10 @@ def compress(
     max_ram: int | str | None = None,
     max_flash: int | str | None = None,
     recipe: str | None = None,
+    train: Training | None = None,
+    checkpoint: str | Path | None = None,
+    gradual: bool = False,
+    mix: float = 1.0,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result:
     """Make a trained network smaller within a budget.
@@ -104,6 +110,14 @@ def compress(
         max_flash: the same of the target's file; it is the budget where none is given.
         recipe: a named chain of stages in the place of methods, target and rounding: ``"deep-compression"`` prunes,
             shares and Huffman-codes, with the bytes of each stage in the record (`smidgen.pipeline.recipes`).
+        train: train what the search found, to answer as the original does: labels are not needed. It is trained on all
+            of ``data`` that is neither for selection nor for test; the best epoch by the selection inputs is kept, or
+            none. Where points are promised, a plan that loses more than that untrained is tried first.
+        checkpoint: file in which a training is kept while it runs, and from which it goes on.
+        gradual: with ``train`` and a pruning: remove weights little by little while it trains, the smallest first,
+            in the place of all at once.
+        mix: with ``train``, the share of the original's answers in what is learned; labels, where there are some, have
+            the rest.
         progress: called with (stage, done, total).
 
     Returns:
@@ -120,23 +134,29 @@ def compress(
     """
     started = time.perf_counter()
     if recipe is not None:
-        said = {"methods": methods != "auto", "target": target != "onnx", "rounding": rounding is not None}
+        said = {"methods": methods != "auto", "target": target != "onnx", "rounding": rounding is not None,
+                "training": train is not None}  # fmt: skip
         cook = recipe_of(recipe, [name for name, given in said.items() if given], budget or Budget())
         task = open_task(model, data, test, weights, example, metric, threads, device, seed)
         _check_budget(budget or Budget(), task, "archive")
         return cook(task, settings or {}, budget or Budget(), refit, progress)
     targets = tuple(check_targets(target))
     most, flash = parse_limit("max_ram", max_ram), parse_limit("max_flash", max_flash)
+    data = None if data is None else as_data(data)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     budget = budget or Budget(size=flash)
     check_given(targets, task.roles)
     _check_budget(budget, task, targets[0])
+    recovery = None if train is None else recovery_of(task, data, train, checkpoint, gradual, mix)
     others, cutting = split_channels(methods, settings or {})
-    asked = Asked(budget, targets, others, settings, rounding, refit, guard, progress)
+    if cutting is not None and recovery is not None:
+        raise PlanError("train: channels are weighed without training; cut with smidgen prune first, then train")
+    asked = Asked(budget, targets, others, settings, rounding, refit, guard, recovery, gradual, progress)
     with Threads(task.threads):
         done = run(task, asked) if cutting is None else run_with_channels(task, asked, cutting)
         result = done.work.finish(done.outcome, budget, time.perf_counter() - started)
         result = replace(result, record={**result.record, **done.beside})
+        result = result if done.training is None else with_training(result, done.training)
         return with_sources(with_ledger(result, done.work.original, most, flash))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -17,6 +18,7 @@ from smidgen.methods import AnyMethod, Pruning, prunings, sharings
 from smidgen.methods._ranks import told_ranks
 from smidgen.pipeline.equalise import better_equalised
 from smidgen.pipeline.options import candidates
+from smidgen.pipeline.recover import Recovery, check_gradual, trained
 from smidgen.pipeline.task import Progress, Task
 from smidgen.pipeline.times import with_times
 from smidgen.pipeline.workshop import Workshop, in_words
@@ -47,6 +49,8 @@ class Asked:
     rounding: str | None = None
     refit: bool = True
     guard: bool | None = None
+    recovery: Recovery | None = None
+    gradual: bool = False
     progress: Progress = lambda stage, done, total: None
 
 
@@ -60,6 +64,7 @@ class Run:
         options, chosen: from `candidates`.
         outcome: where it ended.
         beside: what the record says of it beside.
+        training: what the record says of a training, where there was one.
     """
 
     task: Task
@@ -68,6 +73,7 @@ class Run:
     chosen: Mapping[str, AnyMethod]
     outcome: Outcome
     beside: Mapping[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
 
 
 def run(task: Task, asked: Asked, curvatures: Mapping[str, Curvature] | None = None) -> Run:
@@ -89,6 +95,8 @@ def run(task: Task, asked: Asked, curvatures: Mapping[str, Curvature] | None = N
         task, methods, progress, asked.settings, target, asked.rounding, curvatures=curvatures
     )  # fmt: skip
     check_ranks(options, chosen)
+    if asked.gradual:
+        check_gradual(chosen.values(), target, asked.recovery)
     if pruning_chosen(chosen) and budget.kind != "default" and target in DENSE:
         raise BudgetError(f"budget: zeros make a dense file of {target} no smaller or faster; "
                           "give target onnx-sparse or archive, or no budget")  # fmt: skip
@@ -98,7 +106,11 @@ def run(task: Task, asked: Asked, curvatures: Mapping[str, Curvature] | None = N
         options = with_times(options, task.threads, progress)
     work = Workshop(task, options, asked.refit, progress, budget, targets=asked.targets)
     allowed = guarded(options) if guard else options
-    return Run(task, work, allowed, chosen, search(work, budget, allowed, chosen))
+    if asked.recovery is None:
+        return Run(task, work, allowed, chosen, search(work, budget, allowed, chosen))
+    find = partial(search, work, budget, allowed, chosen)
+    outcome, told = trained(work, budget, asked.recovery, find, promised(work, budget, allowed, chosen))
+    return Run(task, work, allowed, chosen, outcome, training=told)
 
 
 def guards(budget: Budget, target: str) -> bool:
@@ -113,26 +125,41 @@ def guards(budget: Budget, target: str) -> bool:
     return budget.timed or (target == "onnx" and budget.kind not in ("size", "ratio"))
 
 
-def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, AnyMethod]) -> Outcome:
+def promised(work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, AnyMethod]) -> float | None:
+    """The points of the metric that a search may lose at most, None where it is of something else."""
+    if budget.kind != "default" or work.judge is None:
+        return budget.points
+    return None if named(options, chosen) else DEFAULT_POINTS
+
+
+def named(options: list[Options], chosen: Mapping[str, AnyMethod]) -> bool:
+    """Whether the user said how small each layer becomes: by a sparsity, a rank or a width."""
+    # A step of rounding is for the price to find, as without pruning.
+    stepped = any(label.step is not None for option in options for label in option.labels)
+    if pruning_chosen(chosen) and not stepped:
+        return True
+    return bool(ranks_chosen(chosen)) or (bits_chosen(chosen) and not any(option.families for option in options))
+
+
+def search(
+    work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, AnyMethod], looser: float = 1.0
+) -> Outcome:
     """Find the plan whose written file meets a budget.
 
     Args:
         work: realises, writes and measures plans.
         budget: what to reach.
         options, chosen: from `candidates`.
+        looser: times as many points may be lost: what training will regain.
     """
 
     def plan_at(price: float, price_ms: float = 0.0) -> Plan:
         return replace(allocate(options, price, chosen, price_ms), **work.circumstances)
 
-    # A step of rounding is for the price to find, as without pruning.
-    stepped = any(label.step is not None for option in options for label in option.labels)
-    if budget.kind == "default" and pruning_chosen(chosen) and not stepped:
-        return Outcome(work.trial(replace(pruned_plan(options, chosen), **work.circumstances)), met=True)
-    if budget.kind == "default" and ranks_chosen(chosen):
-        return Outcome(work.trial(plan_at(inf)), met=True)
-    if budget.kind == "default" and bits_chosen(chosen) and not any(option.families for option in options):
-        return Outcome(work.trial(plan_at(inf)), met=True)
+    if budget.kind == "default" and named(options, chosen):
+        pruned = pruning_chosen(chosen)
+        plan = replace(pruned_plan(options, chosen), **work.circumstances) if pruned else plan_at(inf)
+        return Outcome(work.trial(plan), met=True)
     if budget.timed:
         return _search_time(work, budget, options, lambda price_ms: plan_at(0.0, price_ms))
     middle = price_of_tradeoff(0.5, options) or 1.0
@@ -140,10 +167,10 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
         dial = DEFAULT_TRADEOFF if budget.tradeoff is None else budget.tradeoff
         return Outcome(work.trial(plan_at(price_of_tradeoff(dial, options))), met=True)
     if budget.kind == "size" or budget.kind == "ratio":
-        limit = budget.nbytes or int(work.original.stat().st_size / (budget.times or 1))
+        limit = work.limit(budget) or 0
         return search_size(plan_at, work.trial, limit, middle, spend=lambda plan, spare: spend(options, plan, spare))
     points = DEFAULT_POINTS if budget.points is None else budget.points
-    return search_drop(plan_at, work.trial, points, middle)
+    return search_drop(plan_at, work.trial, looser * points, middle)
 
 
 def ranks_chosen(chosen: Mapping[str, AnyMethod]) -> list[str]:
