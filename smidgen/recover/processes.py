@@ -1,0 +1,107 @@
+"""One process that trains, or several that share each step.
+
+Several are started by ``torchrun``; what passes between them is Hugging Face accelerate's and torch's affair. Each
+takes its own part of a step's inputs, and gradients are their mean, so n processes of batch b train as one of batch
+n·b. Norms that take statistics of a batch see each process's own part.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from smidgen.errors import LoadError
+
+
+@runtime_checkable
+class Processes(Protocol):
+    """Those that train one network together."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    def share(self, loss: nn.Module) -> nn.Module:
+        """The module whose backward pass gives every process the mean gradient."""
+        ...
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Of each value over the processes."""
+        ...
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        ...
+
+
+class Alone:
+    """One process.
+
+    Args:
+        device: that it computes on.
+
+    >>> Alone("cpu").count
+    1
+    """
+
+    def __init__(self, device: str) -> None:
+        self.rank, self.count, self.device = 0, 1, torch.device(device)
+
+    def share(self, loss: nn.Module) -> nn.Module:
+        """As it is."""
+        return loss
+
+    def mean(self, values: Tensor) -> Tensor:
+        """As they are."""
+        return values
+
+    def wait(self) -> None:
+        """For no one."""
+
+
+class Together:
+    """Several processes, through accelerate.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        LoadError: accelerate is not installed.
+    """
+
+    def __init__(self, device: str) -> None:
+        try:
+            library = importlib.import_module("accelerate")
+        except ImportError as error:
+            raise LoadError("train: several processes need accelerate; run: pip install 'smidgen[train]'") from error
+        # A layer that a loss leaves out (a frozen body, a head not asked) has no gradient and must not be waited for.
+        unused = library.DistributedDataParallelKwargs(find_unused_parameters=True)
+        self._accelerator = library.Accelerator(cpu=torch.device(device).type == "cpu", kwargs_handlers=[unused])
+        self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes
+        self.device: torch.device = self._accelerator.device
+
+    def share(self, loss: nn.Module) -> nn.Module:
+        """The module in a wrapper that averages gradients."""
+        return self._accelerator.prepare(loss)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Of each value over the processes."""
+        return self._accelerator.reduce(values, reduction="mean")
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self._accelerator.wait_for_everyone()
+
+
+def processes(device: str) -> Processes:
+    """Those of this run: several where a launcher says so in ``WORLD_SIZE``.
+
+    >>> processes("cpu").rank
+    0
+    """
+    several = os.environ.get("WORLD_SIZE", "1")
+    return Together(device) if several.isdecimal() and int(several) > 1 else Alone(device)

@@ -1,0 +1,76 @@
+"""Changes of training images: each does what it says, to each image in its own way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from smidgen.errors import DataError, UserError
+from smidgen.recover.augment import augmented, check_images, read_augment
+
+
+def drawn(names: list[str], images: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    return augmented(images, names, torch.Generator().manual_seed(seed))
+
+
+def test_a_shift_moves_and_repeats_the_border():
+    images = torch.arange(36.0).reshape(1, 1, 6, 6).repeat(200, 2, 1, 1)
+    moved = drawn(["shift2"], images)
+    found = set()
+    for one in moved:
+        assert torch.equal(one[0], one[1]), "channels move together"
+        inner = int(one[0, 3, 3]) - 21  # where nothing of the border is in view
+        found.add((round(inner / 6), inner - 6 * round(inner / 6)))
+    assert found == {(down, right) for down in range(-2, 3) for right in range(-2, 3)}
+    assert moved.min() >= 0
+    assert moved.max() <= 35
+
+
+def test_half_of_them_are_mirrored():
+    images = torch.rand(400, 1, 3, 4)
+    changed = drawn(["flip"], images)
+    mirrored = torch.tensor([torch.equal(a, b.flip(-1)) for a, b in zip(changed, images, strict=True)])
+    same = torch.tensor([torch.equal(a, b) for a, b in zip(changed, images, strict=True)])
+    assert bool((mirrored ^ same).all())
+    assert 150 < int(mirrored.sum()) < 250
+
+
+def test_zoom_and_turn_keep_the_middle_and_bound_the_change():
+    # A smooth slope: its values tell where each pixel was read.
+    places = torch.linspace(-1, 1, 33)
+    slope = places.repeat(64, 1, 33, 1)
+    turned = drawn(["turn10"], slope)
+    assert torch.allclose(turned[:, :, 16, 16], slope[:, :, 16, 16], atol=1e-4)
+    steepness = (turned[:, 0, 16, 20] - turned[:, 0, 16, 12]) / (slope[:, 0, 16, 20] - slope[:, 0, 16, 12])
+    assert float(steepness.min()) >= 0.9847  # cosine of 10 degrees
+    assert float(steepness.max()) <= 1.0001
+    zoomed = drawn(["zoom20"], slope)
+    steepness = (zoomed[:, 0, 16, 20] - zoomed[:, 0, 16, 12]) / (slope[:, 0, 16, 20] - slope[:, 0, 16, 12])
+    assert float(steepness.min()) >= 1 / 1.2 - 1e-3
+    assert float(steepness.max()) <= 1.0001
+    assert len(set(steepness.tolist())) > 10
+
+
+def test_a_turn_is_a_turn_in_images_that_are_not_square():
+    rows, columns = torch.meshgrid(torch.arange(21.0) - 10, torch.arange(41.0) - 20, indexing="ij")
+    turned = drawn(["turn45"], torch.stack([rows, columns]).repeat(32, 1, 1, 1))
+    at = turned[:, :, 10, 25]  # five pixels right of the middle: still five away, wherever it turned to
+    assert torch.allclose(at.norm(dim=1), torch.tensor(5.0), atol=0.02)
+
+
+def test_the_same_seed_is_the_same_change():
+    images = torch.rand(8, 3, 9, 7)
+    names = ["shift1", "flip", "zoom10", "turn5"]
+    assert torch.equal(drawn(names, images, 3), drawn(names, images, 3))
+    assert not torch.equal(drawn(names, images, 3), drawn(names, images, 4))
+    assert torch.equal(drawn([], images), images)
+
+
+def test_what_cannot_be_is_told():
+    for name in ("shift", "shift0", "flip2", "blur3", "zoom9999"):
+        with pytest.raises(UserError, match="augment: "):
+            read_augment(name)
+    with pytest.raises(DataError, match="an input has the shape"):
+        check_images([40], ["flip"])
+    with pytest.raises(DataError, match="out of sight"):
+        check_images([1, 4, 9], ["shift4"])

@@ -1,0 +1,316 @@
+"""The training loop: it learns, keeps the best, goes on to the bit, and survives what goes wrong."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from smidgen.data import Dataset
+from smidgen.errors import DataError, LoadError, SmidgenError, UserError
+from smidgen.recover import loop
+from smidgen.recover.loop import Fitted, Training, fit
+from smidgen.recover.schedule import Pruner, Schedule
+
+
+def points(count: int = 96, seed: int = 0) -> Dataset:
+    """Two classes that a line divides, with noise."""
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((count, 6)).astype(np.float32)
+    return Dataset.from_array(x, (x @ np.arange(1, 7) + random.standard_normal(count) > 0).astype(np.int64))
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    # Dropout and BatchNorm: what is drawn and what is gathered on the way must be resumed as well.
+    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
+
+
+def cross_entropy(net: nn.Module):
+    return lambda x, labels: nn.functional.cross_entropy(net(x), labels)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def squares(count: int = 64) -> tuple[Dataset, torch.Tensor]:
+    x = torch.randn(count, 3, generator=torch.Generator().manual_seed(1))
+    return Dataset.from_array(x.numpy()), x @ torch.tensor([[1.0], [-2.0], [0.5]]) + 3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_known_optimum_is_reached(optimizer):
+    inputs, aims = squares()
+    net = nn.Linear(3, 1)
+    training = Training(epochs=80, batch=16, lr=0.1 if optimizer == "adamw" else 0.05, optimizer=optimizer)
+    done = fit(net, inputs, lambda x, _, aim: (net(x) - aim).square().mean(), training, beside=[aims])
+    assert done.stopped == "done"
+    assert (done.epochs, done.steps, len(done.history)) == (80, 320, 80)
+    assert net.weight.detach().flatten().tolist() == pytest.approx([1, -2, 0.5], abs=1e-3)
+    assert net.bias.item() == pytest.approx(3, abs=1e-3)
+    assert not net.training
+    assert all(part.grad is None for part in net.parameters())
+
+
+def test_the_best_weights_come_back():
+    net, seen = network(), []
+    scores = iter([5.0, 3.0, 1.0, 2.0, math.nan, 4.0])
+
+    def held() -> float:
+        assert not net.training
+        seen.append({name: value.clone() for name, value in net.state_dict().items()})
+        return next(scores)
+
+    done = fit(net, points(), cross_entropy(net), Training(epochs=6, batch=32), held=held)
+    assert (done.best, done.best_epoch, done.stopped) == (1.0, 3, "done")
+    assert all(torch.equal(value, seen[2][name]) for name, value in net.state_dict().items())
+    assert [line["held"] for line in done.history][:4] == [5.0, 3.0, 1.0, 2.0]
+
+
+def test_an_epoch_counts_only_once_it_may():
+    scores, asked = iter([1.0, 2.0, 4.0, 3.0]), iter([False, False, True, True])
+    net = network()
+    done = fit(
+        net, points(), cross_entropy(net), Training(epochs=4, batch=32, patience=1),
+        held=lambda: next(scores), keep=lambda: next(asked),
+    )  # fmt: skip
+    assert (done.best, done.best_epoch) == (3.0, 4)
+
+
+def test_it_stops_when_nothing_gets_better():
+    scores, net = iter([3.0, 2.0, 2.5, 2.5, 2.5, 2.5]), network()
+    done = fit(net, points(), cross_entropy(net), Training(epochs=6, batch=32, patience=2), held=lambda: next(scores))
+    assert (done.stopped, done.epochs, done.best_epoch) == ("patience", 4, 2)
+
+
+class Killed(BaseException):
+    """As Ctrl-C or the system would."""
+
+
+def run(place: Path | None, kill: int | None = None, **settings: object) -> tuple[nn.Module, Pruner, Fitted | None]:
+    """Six epochs, killed in the middle of a step where asked."""
+    net, inputs = network(), points()
+    pruner, calls = Pruner(net, Schedule(0.6, every=2, times=6)), itertools.count()
+
+    def loss(x: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        if next(calls) == kill:
+            raise Killed
+        return nn.functional.cross_entropy(net(x), labels)
+
+    def held() -> float:
+        with torch.no_grad():
+            answer = net(torch.from_numpy(np.asarray(inputs)))
+        return float(nn.functional.cross_entropy(answer, torch.from_numpy(inputs.labels.copy())))
+
+    training = Training(**{"epochs": 6, "batch": 16, "lr": 0.01, "weight_decay": 0.1, **settings})
+    try:
+        done = fit(net, inputs, loss, training, held=held, hooks=[pruner], checkpoint=place)
+    except Killed:
+        done = None
+    return net, pruner, done
+
+
+@pytest.mark.parametrize("every", [60.0, 0.0], ids=["each epoch", "each step"])
+@pytest.mark.parametrize("kill", [3, 6 * 3 + 2])
+def test_it_goes_on_to_the_bit_after_a_kill(tmp_path, monkeypatch, kill, every):
+    monkeypatch.setattr(loop, "SAVE_SECONDS", every)
+    whole, masks, done = run(None)
+    place = tmp_path / "run.ckpt"
+    assert run(place, kill)[2] is None
+    assert place.exists() == (kill > 6 or every == 0)
+    resumed, again, told = run(place)
+    assert same(whole, resumed)
+    assert all(torch.equal(a, b) for a, b in zip(masks.masks, again.masks, strict=True))
+    assert done is not None
+    assert told is not None
+    assert (told.history, told.best, told.steps) == (done.history, done.best, done.steps)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.ckpt"], "no half-written file is left"
+    finished, _, told = run(place, kill=0)  # a run that is done takes no step again
+    assert same(whole, finished)
+    assert told is not None
+
+
+def test_it_does_not_touch_the_random_numbers_around_it():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    net = network()
+    torch.manual_seed(5)
+    fit(net, points(), cross_entropy(net), Training(epochs=1, batch=32))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_another_seed_is_another_run():
+    one, other, third = (run(None, seed=seed)[0] for seed in (0, 0, 1))
+    assert same(one, other)
+    assert not same(one, third)
+
+
+def test_an_exploding_loss_is_taken_back():
+    net, inputs = network(), points()
+    calls, told = itertools.count(), []
+
+    def loss(x: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        found = nn.functional.cross_entropy(net(x), labels)
+        return found * math.nan if next(calls) == 8 else found
+
+    done = fit(net, inputs, loss, Training(epochs=4, batch=16, schedule="constant", warmup=0.0),
+               progress=lambda stage, at, total: told.append(stage))  # fmt: skip
+    assert (done.stopped, done.epochs, done.steps, done.rollbacks) == ("done", 4, 24, 1)
+    assert [line["lr"] for line in done.history] == [1e-3, 5e-4, 5e-4, 5e-4]
+    assert any("exploded in epoch 2" in stage for stage in told)
+    assert all(bool(value.isfinite().all()) for value in net.state_dict().values())
+
+
+def test_what_keeps_exploding_ends_with_the_best_so_far():
+    net, best = network(), {}
+    calls = itertools.count()
+
+    def loss(x: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        found = nn.functional.cross_entropy(net(x), labels)
+        return found * 1e9 if next(calls) > 8 else found
+
+    def held() -> float:
+        best.update({name: value.clone() for name, value in net.state_dict().items()})
+        return 1.0
+
+    done = fit(net, points(), loss, Training(epochs=5, batch=16), held=held)
+    assert (done.stopped, done.epochs, done.best_epoch, done.rollbacks) == ("nan", 1, 1, 3)
+    assert all(torch.equal(value, best[name]) for name, value in net.state_dict().items())
+
+
+def test_a_time_limit_is_kept_and_a_longer_one_goes_on(tmp_path, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)) / 10)
+    place = tmp_path / "run.ckpt"
+    _, _, first = run(place, time_limit=3.0)
+    assert first is not None
+    assert first.stopped == "time"
+    assert 0 < first.steps < 36
+    assert first.best is not None, "an epoch that was cut short is scored too"
+    _, _, again = run(place, time_limit=3.0)
+    assert again is not None
+    assert again.steps == first.steps
+    _, _, longer = run(place)
+    assert longer is not None
+    assert (longer.stopped, longer.steps) == ("done", 36)
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_stays(tmp_path):
+    place = tmp_path / "run.ckpt"
+    run(place)
+    written = place.read_bytes()
+    wider = nn.Sequential(nn.Linear(6, 17), nn.Linear(17, 2))
+    cases = [
+        (wider, points(), Training(epochs=6, batch=16, lr=0.01, weight_decay=0.1), (), DataError, "another network"),
+        (network(), points(seed=1), Training(epochs=6, batch=16), (), DataError, "other data"),
+        (network(), points(), Training(epochs=7, batch=16), (), DataError, "epochs=6 and now it is 7"),
+    ]
+    for net, inputs, training, hooks, kind, told in cases:
+        with pytest.raises(kind, match=told) as caught:
+            fit(net, inputs, cross_entropy(net), training, hooks=hooks, checkpoint=place)
+        assert "\n" not in str(caught.value)
+    net, settings = network(), Training(epochs=6, batch=16, lr=0.01, weight_decay=0.1)
+    with pytest.raises(DataError, match="hooks="):
+        fit(net, points(), cross_entropy(net), settings, checkpoint=place)
+    assert place.read_bytes() == written
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "other"])
+def test_a_damaged_checkpoint_is_refused_and_stays(tmp_path, damage):
+    place = tmp_path / "run.ckpt"
+    run(place)
+    payload = place.read_bytes()
+    if damage == "other":
+        torch.save({"weights": torch.zeros(3)}, place)
+    else:
+        place.write_bytes({
+            "cut": payload[: len(payload) // 2], "empty": b"", "text": b"smidgen" * 20,
+            "flipped": payload[:40] + bytes(255 - byte for byte in payload[40:400]) + payload[400:],
+        }[damage])  # fmt: skip
+    written = place.read_bytes()
+    with pytest.raises(LoadError, match=r"checkpoint: .*(start over|name another)") as caught:
+        run(place)
+    assert "\n" not in str(caught.value)
+    assert place.read_bytes() == written
+
+
+def test_a_pickle_that_runs_code_is_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "boom",))
+
+    place = tmp_path / "run.ckpt"
+    torch.save({"kind": Bomb()}, place)
+    with pytest.raises(LoadError, match="cannot be read"):
+        run(place)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SmidgenError, match="cannot write"):
+        run(tmp_path / "file" / "run.ckpt")
+
+
+def test_groups_decay_and_scale_as_they_say():
+    inputs, aims = squares(16)
+    net = nn.Linear(3, 1)
+    before = net.weight.detach().clone()
+    beyond = nn.Parameter(torch.zeros(1))
+    groups = [
+        {"params": [net.weight], "lr_scale": 0.0},
+        {"params": [net.bias, beyond], "weight_decay": 0.0},
+    ]
+    fit(net, inputs, lambda x, _, aim: (net(x) + beyond - aim).square().mean(), Training(epochs=20, batch=8, lr=0.1),
+        groups=groups, beside=[aims])  # fmt: skip
+    assert torch.equal(net.weight.detach(), before)
+    assert beyond.item() != 0
+
+
+def test_biases_do_not_decay():
+    net = nn.Linear(3, 2)
+    weight, bias = net.weight.detach().clone(), net.bias.detach().clone()
+    training = Training(epochs=1, batch=8, optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.5, warmup=0.0)
+    fit(net, squares(8)[0], lambda x, _: 0 * net(x).sum(), training)
+    assert torch.allclose(net.weight, weight * 0.95)
+    assert torch.equal(net.bias.detach(), bias)
+
+
+def test_augmented_batches_and_bfloat16_train_too():
+    x = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    shapes = set()
+
+    def loss(x: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        shapes.add((tuple(x.shape), net(x).dtype))
+        return nn.functional.cross_entropy(net(x).float(), labels)
+
+    inputs = Dataset.from_array(x, np.arange(40) % 2)
+    done = fit(net, inputs, loss, Training(epochs=2, batch=8, precision="mixed", augment=("shift2", "flip")))
+    assert done.stopped == "done"
+    assert shapes == {((8, 1, 8, 8), torch.bfloat16)}
+    assert net[1].weight.dtype == torch.float32
+
+
+def test_what_cannot_be_is_told():
+    net = network()
+    with pytest.raises(DataError, match=r"96 inputs of 'array' are fewer than a batch of 128; .* --batch 96"):
+        fit(net, points(), cross_entropy(net), Training())
+    with pytest.raises(DataError, match="augment: shift2 changes images"):
+        fit(net, points(), cross_entropy(net), Training(batch=8, augment=("shift2",)))
+    with pytest.raises(DataError, match="rows beside"):
+        fit(net, points(), cross_entropy(net), Training(batch=8), beside=[torch.zeros(3)])
+    with pytest.raises(UserError, match="one number"):
+        fit(net, points(), lambda x, labels: net(x), Training(batch=8))
+    for part in net.parameters():
+        part.requires_grad_(False)
+    with pytest.raises(UserError, match="no parameters to train"):
+        fit(net, points(), cross_entropy(net), Training(batch=8))
