@@ -27,7 +27,7 @@ from smidgen.pipeline.equalise import better_equalised, with_equalised
 from smidgen.pipeline.ledger import parse_limit, with_ledger
 from smidgen.pipeline.micro import with_sources
 from smidgen.pipeline.options import candidates
-from smidgen.pipeline.recipes import recipe_of
+from smidgen.pipeline.recipes import TRAINED, recipe_of
 from smidgen.pipeline.targets import check_given, check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
 from smidgen.pipeline.times import with_times
@@ -130,7 +130,8 @@ def compress(
     if recipe is not None:
         said = {"methods": methods != "auto", "target": target != "onnx", "rounding": rounding is not None}
         cook = recipe_of(recipe, [name for name, given in said.items() if given], budget or Budget())
-        task = open_task(model, data, test, weights, example, metric, threads, device, seed)
+        trains = recipe in TRAINED
+        task = open_task(model, data, test, weights, example, metric, threads, device, seed, trains=trains)
         _check_budget(budget or Budget(), task, "archive")
         return cook(task, settings or {}, budget or Budget(), refit, progress)
     targets = check_targets(target)

@@ -113,8 +113,17 @@ def write_target(target: str, source: Source) -> Path:
 
 
 def _archive(source: Source, path: Path) -> None:
-    model, packed = _packed(source.prepared, source.stored, source.onnx)
-    write_bytes(pack_archive(model, packed), path)
+    write_bytes(packed_archive(source.prepared, source.stored, source.onnx), path)
+
+
+def packed_archive(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> bytes:
+    """The archive of a network.
+
+    Args:
+        prepared, stored: the network's graph, and form and bias of every site.
+        onnx: its ONNX file of floats.
+    """
+    return pack_archive(*_packed(prepared, stored, onnx))
 
 
 def _packed(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> tuple[bytes, dict[str, Packed]]:

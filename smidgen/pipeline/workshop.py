@@ -85,10 +85,20 @@ class Workshop:
 
     def trial(self, plan: Plan) -> Trial:
         """Realise, write, run in the runtime, score on the selection inputs."""
+        # Two copies of the weights a trial: where memory is scarce the chosen one is realised again.
+        return self.measured(plan, self._realised(plan), kept=not scarce())
+
+    def measured(self, plan: Plan, realised: Realised, *, kept: bool = True) -> Trial:
+        """Write what was realised, run it in the runtime, score it on the selection inputs.
+
+        Args:
+            plan: what was carried out.
+            realised: the network that came of it.
+            kept: whether it stays in memory.
+        """
         task = self.task
         self.count += 1
         path = self.folder.path / f"trial{self.count}.onnx"
-        realised = self._realised(plan)
         write(task.prepared.base, task.prepared.sites, realised.stored, path)
         written = write_target(self.targets[0], self.source(realised, path))
         nbytes = written.stat().st_size
@@ -107,8 +117,7 @@ class Workshop:
         release()
         self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
         plan = replace(plan, moved=self.mode or "weights")
-        # Two copies of the weights a trial: where memory is scarce the chosen one is realised again.
-        return Trial(plan, nbytes, points, (None if scarce() else realised, path, written), error, **timing)
+        return Trial(plan, nbytes, points, (realised if kept else None, path, written), error, **timing)
 
     def source(self, realised: Realised, path: Path) -> Source:
         task = self.task
@@ -162,8 +171,15 @@ class Workshop:
                 after.append(outputs_of(realised.model(x)))
         return true_losses(before, after)
 
-    def finish(self, outcome: Outcome, budget: Budget, seconds: float) -> Result:
-        """Verify the chosen file, score it once on the test inputs, and write the record."""
+    def finish(self, outcome: Outcome, budget: Budget, seconds: float, *, alone: bool = True) -> Result:
+        """Verify the chosen file, score it once on the test inputs, and write the record.
+
+        Args:
+            outcome: where the search ended.
+            budget: what was asked for.
+            seconds: that it took.
+            alone: whether each layer's own loss is measured; it says nothing of layers that were trained together.
+        """
         task = self.task
         if outcome.best.nbytes > self.original.stat().st_size:
             outcome = self._original_kept(outcome)
@@ -192,7 +208,7 @@ class Workshop:
         entries = record(
             files, outcome=outcome, budget=budget, options=self.options, refitted=realised.refitted, roles=task.roles,
             test=task.test, seed=task.seed, threads=task.threads, seconds=seconds, name=task.network.name,
-            alone=self._layer_losses(best.plan),
+            alone=self._layer_losses(best.plan) if alone else {},
         )  # fmt: skip
         return Result(
             model=realised.model, plan=best.plan, met=outcome.met, record=entries, files=written,

@@ -4,26 +4,26 @@
     rate     E_u[−log₂ p(round(w/Δ + u))], u ~ U(−½, ½)  =  code lengths interpolated linearly at |w/Δ|
     loss     distance from the original's answers + λ/8 · rate        λ in nats of one input's loss a byte
 
-After Oktay et al. 2020 (Scalable model compression by entropy penalized reparameterization, arXiv:1906.06624); the step's
-gradient is that of LSQ (arXiv:1902.08153, without its scale, which Adam does not see).
+After Oktay et al. 2020 (Scalable model compression by entropy penalized reparameterization, arXiv:1906.06624); the
+step's gradient is that of LSQ (arXiv:1902.08153, without its scale, which Adam does not see).
 
 Differs from the paper: p is not learned by gradient. It is a histogram of sizes for each class of the scale
-row mean · column mean / mean, the very model by which the planner prices integers (`smidgen.coding.cost_model`), counted
-anew every few steps; a density at its optimum has no gradient of its own. So what is rare in a row or a column is dear
-there, and whole neurons, channels and pixels fall silent. The expectation over u is taken in closed form: with dither
-a weight is rounded up with the probability of its fraction. Biases are integers too, with one scale for all.
+row mean · column mean / mean, the very model by which the planner prices integers (`smidgen.coding.cost_model`),
+counted anew every few steps; a density at its optimum has no gradient of its own. So what is rare in a row or a column
+is dear there, and whole neurons, channels and pixels fall silent. The expectation over u is taken in closed form: with
+dither a weight is rounded up with the probability of its fraction. Biases are integers too, with one scale for all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -61,20 +61,21 @@ class Stepped(nn.Module):
 
     Args:
         tensor: as trained so far.
-        share: the first step, in standard deviations of the tensor.
+        step: the first; `FIRST_STEP` of its standard deviation when None.
 
-    >>> coarse = Stepped(torch.tensor([[0.0, 1.0], [3.0, -1.2]]), 0.5)
-    >>> coarse.integers(torch.tensor([[0.0, 1.0], [3.0, -1.2]])).tolist()
+    >>> weight = torch.tensor([[0.0, 1.0], [3.0, -1.2]])
+    >>> Stepped(weight, step=1.0).integers(weight).tolist()
     [[0, 1], [3, -1]]
     """
 
     # Bits more for each tensor's next step away from zero; a buffer, so that a resumed run goes on with the same.
     prices: Tensor
 
-    def __init__(self, tensor: Tensor, share: float = FIRST_STEP) -> None:
+    def __init__(self, tensor: Tensor, step: float | None = None) -> None:
         super().__init__()
         spread = float(tensor.detach().double().square().mean().sqrt())
-        self.log_step = nn.Parameter(torch.tensor(math.log(share * spread) if spread > 0 else 0.0))
+        first = FIRST_STEP * spread if step is None else step
+        self.log_step = nn.Parameter(torch.tensor(math.log(first) if first > 0 else 0.0))
         self.register_buffer("prices", torch.zeros_like(tensor))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class Stepped(nn.Module):
     @property
     def exponent(self) -> int:
         """k of the nearest step 2^(k / PER_OCTAVE)."""
-        return round(float(self.log_step) / math.log(2) * PER_OCTAVE)
+        return round(float(self.log_step.detach()) / math.log(2) * PER_OCTAVE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,7 @@ class Entropy:
     Args:
         model: its named layers get parametrizations (`torch.nn.utils.parametrize`); any loop can train it then.
         layers: names of layers with a ``weight`` and perhaps a ``bias``; all dense and convolutional ones when None.
-        share: of the first step; see `Stepped`.
+        steps: the first step of tensors by name, such as ``"fc1.weight"``; see `Stepped` for the others.
 
     Raises:
         PlanError: there is no layer.
@@ -142,20 +143,22 @@ class Entropy:
     ((3, 4), 'Linear')
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[str] | None = None, share: float = FIRST_STEP) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Iterable[str] | None = None, steps: Mapping[str, float] | None = None
+    ) -> None:  # fmt: skip
         self.model = model
         found = _layers(model) if layers is None else list(layers)
         if not found:
             raise PlanError("entropy: there is no dense or convolutional layer to train; give a network with one")
-        self.tensors = [each for name in found for each in self._coded(name, share)]
+        self.tensors = [each for name in found for each in self._coded(name, steps or {})]
 
-    def _coded(self, name: str, share: float) -> Iterator[_Coded]:
+    def _coded(self, name: str, steps: Mapping[str, float]) -> Iterator[_Coded]:
         layer = self.model.get_submodule(name)
         kinds: tuple[Kind, ...] = ("weight", "bias")
         for kind in kinds:
             tensor = getattr(layer, kind, None)
             if tensor is not None:
-                how = Stepped(tensor, share)
+                how = Stepped(tensor, steps.get(f"{name}.{kind}"))
                 parametrize.register_parametrization(layer, kind, how)
                 yield _Coded(name, kind, layer.parametrizations[kind].original, how)  # type: ignore[index,union-attr]
 
@@ -168,8 +171,8 @@ class Entropy:
         with torch.no_grad():
             return sum(each.refresh() for each in self.tensors)
 
-    def integers(self) -> list[Int32[np.ndarray, "..."]]:
-        """Of each tensor, weights first, as an archive codes them."""
+    def integers(self) -> list[np.ndarray]:
+        """Of each tensor, int32, weights first, as an archive codes them."""
         ordered = sorted(self.tensors, key=lambda each: each.weight.ndim < 2)
         return [each.how.integers(each.weight).cpu().numpy() for each in ordered]
 
@@ -183,6 +186,17 @@ class Entropy:
         known = {id(each) for each in steps}
         rest = [each for each in self.model.parameters() if each.requires_grad and id(each) not in known]
         return [{"params": rest}, {"params": steps, "lr_scale": step_scale, "weight_decay": 0.0}]
+
+    def steps(self) -> dict[str, float]:
+        """The steps now, by tensor."""
+        return {f"{each.layer}.{each.kind}": float(each.how.log_step.detach().exp()) for each in self.tensors}
+
+    def masters(self) -> dict[str, dict[Kind, np.ndarray]]:
+        """The weights and biases behind the integers, not rounded."""
+        found: dict[str, dict[Kind, np.ndarray]] = {}
+        for each in self.tensors:
+            found.setdefault(each.layer, {})[each.kind] = each.weight.detach().cpu().numpy().copy()
+        return found
 
     def forms(self) -> dict[str, dict[Kind, Quantized]]:
         """What each layer's weight and bias are, as an archive stores them: one scale a tensor."""
