@@ -65,25 +65,27 @@ def photos(split: str) -> Dataset:
     return sets.ready(open_data(sets.data_folder() / "cifar10_jpeg.npz", split=split, preprocess=sets.CIFAR))
 
 
+SHIFTED = {"augment": ["shift2"]}
+MIXED = {**SHIFTED, "precision": "mixed"}
+ASKED_ONCE = {"live": False}
 CASES = {
     "lenet_300_100": Case(
-        lambda: lenets.network("lenet_300_100"), digits, 8000, 0.016, 5000,
-        {"epochs": 80, "augment": ["shift2"]}, {},
+        lambda: lenets.network("lenet_300_100"), digits, 8000, 0.016, 5000, {"epochs": 80, **SHIFTED}, ASKED_ONCE
     ),
     "lenet_5": Case(
-        lambda: lenets.network("lenet_5"), digits, 3500, 0.009, 2000, {"epochs": 60, "augment": ["shift2"]}, {},
+        lambda: lenets.network("lenet_5"), digits, 3500, 0.009, 2000, {"epochs": 60, **SHIFTED}, ASKED_ONCE
     ),
     "lenet_mnist": Case(
-        lambda: str(sets.model("lenet_mnist.onnx")), raw_digits, 9000, 0.0089, 5000,
-        {"epochs": 40, "augment": ["shift2"]}, {},
+        lambda: str(sets.model("lenet_mnist.onnx")), raw_digits, 9000, 0.0089, 5000, {"epochs": 40, **MIXED},
+        ASKED_ONCE,
     ),
     "mnist_cnn": Case(
-        lambda: lenets.network("mnist_cnn"), digits, 40000, 0.0, 15000, {"epochs": 24, "augment": ["shift2"]}, {},
+        lambda: lenets.network("mnist_cnn"), digits, 40000, 0.0, 15000, {"epochs": 24, **MIXED}, ASKED_ONCE,
         beside=True,
     ),
     "resnet20": Case(
         lambda: str(sets.model("resnet20_cifar10_jpegft.onnx")), photos, 48000, 0.005, 34000,
-        {"epochs": 30, "augment": ["shift4", "flip"]}, {}, beside=True,
+        {"epochs": 30, "augment": ["shift4", "flip"], "precision": "mixed"}, {}, beside=True,
     ),
 }  # fmt: skip
 

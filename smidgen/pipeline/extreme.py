@@ -20,8 +20,10 @@ from smidgen.budget import Budget, format_size
 from smidgen.coding import cost_model
 from smidgen.errors import BudgetError, DataError, PlanError
 from smidgen.forms import Quantized, dense, scales
+from smidgen.model.replace import with_forms
 from smidgen.pipeline.extreme_training import Aim, Run, Settings, stored_of, told
 from smidgen.pipeline.ledger import with_ledger
+from smidgen.pipeline.silent import in_order
 from smidgen.pipeline.task import Progress, Task, Threads
 from smidgen.pipeline.workshop import Workshop
 from smidgen.planning.candidates import gather
@@ -112,16 +114,16 @@ def _finished(
     run: Run, original: Path, judged: Budget, budget: Budget, done: list[Fitted], started: float, progress: Progress
 ) -> Result:
     """Write, measure, score once."""
-    prepared, stored = run.prepared, stored_of(run.prepared, run.entropy.forms())
-    predicted = run.price.predicted_nbytes
-    run.entropy.remove()
+    prepared = run.prepared
     task = replace(run.task, prepared=prepared, network=replace(run.task.network, source=original))
+    stored = in_order(task, stored_of(prepared, run.entropy.forms()), run.some)
+    predicted = run.price.predicted_nbytes
     work = Workshop(task, gather(prepared.sites, {}, {}), False, progress, judged, targets=("archive",))
     plan = Plan(
         _choices(prepared.sites, stored, predicted, run.apart), run.price.now, fingerprint(prepared.sites),
         {NAME: asdict(run.own)}, **work.circumstances,
     )  # fmt: skip
-    trial = work.measured(plan, Realised(run.module.eval(), stored))
+    trial = work.measured(plan, Realised(with_forms(prepared.module, prepared.sites, stored), stored))
     met, note = _verdict(run.aim, trial, done)
     return work.finish(Outcome(trial, met, (trial,), note), budget, time.perf_counter() - started, alone=False)
 

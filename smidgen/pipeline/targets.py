@@ -15,6 +15,7 @@ from smidgen.budget import FILES, parse_target
 from smidgen.data import Dataset
 from smidgen.errors import BudgetError, DataError
 from smidgen.export.archive import Packed, pack_archive, unpack_archive
+from smidgen.export.archive_views import image_shapes, viewed
 from smidgen.export.executorch import to_executorch, to_executorch_int8
 from smidgen.export.files import write_bytes
 from smidgen.export.halves import halved
@@ -130,6 +131,9 @@ def _packed(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> tup
     """The ONNX file with its weights' shortest names, and the integers behind them."""
     model, names = shortened(onnx.read_bytes())
     integers = integer_tensors(prepared.base, prepared.sites, stored)
+    for name, form in viewed(stored, image_shapes(prepared.base, prepared.sites)).items():
+        if not integers[f"{name}.weight"].transposed:
+            integers[f"{name}.weight"] = Packed(form)
     return model, {names.get(name, name): each for name, each in integers.items()}
 
 

@@ -21,7 +21,7 @@ from smidgen.recover.entropy import Entropy
 # Nats a byte where nothing else is known, and nats of all bytes of a size that is asked: near what small LeNets end at.
 FIRST_PRICE, FIRST_WORTH = 4e-6, 0.05
 LOWEST, HIGHEST = 1e-3, 1e4  # of that; a budget that asks for more cannot be met
-RAMP = 0.5
+RAMP = 0.4
 PROPORTIONAL, INTEGRAL = 1.0, 24.0
 # Bytes follow λ late: what counts is where they will be after this share of the training, by their smoothed slope.
 LEAD, SMOOTH = 0.04, 0.7
@@ -124,7 +124,7 @@ class Price:
         books, coded = self.books, self.entropy.nbytes()
         books.predicted_bits = self.entropy.refresh()
         books.ratio = 8 * coded / max(books.predicted_bits, 8.0)
-        books.history.append([books.steps, books.predicted_bits / 8, coded, books.price])
+        books.history.append([float(books.steps), books.predicted_bits / 8, float(coded), books.price])
         return self.beside + coded
 
     def _steer(self, aim: float) -> None:
