@@ -201,6 +201,9 @@ def apply(
     """
     started = time.perf_counter()
     parsed = plan_from_json(plan)
+    trained = [name for name in parsed.settings if name in TRAINED]
+    if trained:
+        raise PlanError(f"plan: the recipe {trained[0]} trained what it tells of; run the recipe again with its seed")
     seed, refit = (parsed.seed if seed is None else seed), (parsed.refit if refit is None else refit)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     parsed.check(task.prepared.sites)

@@ -163,7 +163,7 @@ class Run:
         for number, epochs in enumerate(self.parts):
             if number:
                 self._cut()
-            done.append(self._part(number, epochs, sum(each.seconds for each in done)))
+            done.append(self._part(number, epochs, sum((each.seconds for each in done), 0.0)))
             if done[-1].stopped in ("time", "nan"):
                 break
         if self.own.cut:
