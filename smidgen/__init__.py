@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from smidgen.pipeline import apply, compress
     from smidgen.pipeline.bench import bench
     from smidgen.pipeline.bundle import bundle, merge
+    from smidgen.pipeline.distil import distil
     from smidgen.pipeline.downsample import downsample
     from smidgen.pipeline.prune import prune
+    from smidgen.pipeline.transfer import transfer
+    from smidgen.recover.training import Training
     from smidgen.report.result import Result
 
 # Public names and where they live: loaded on first use, so that importing smidgen does not import torch.
@@ -31,24 +34,27 @@ _HOMES = {
     "Preprocess": "data",
     "Result": "report.result",
     "SmidgenError": "errors",
+    "Training": "recover.training",
     "UserError": "errors",
     "apply": "pipeline",
     "bench": "pipeline.bench",
     "bundle": "pipeline.bundle",
     "compress": "pipeline",
+    "distil": "pipeline.distil",
     "downsample": "pipeline.downsample",
     "load_network": "model.load",
     "merge": "pipeline.bundle",
     "open_data": "data",
     "prune": "pipeline.prune",
     "rebuild_network": "model.replace",
+    "transfer": "pipeline.transfer",
     "unpack": "export.archive",
 }
 
 __all__ = [
-    "Budget", "Dataset", "Preprocess", "Result", "SmidgenError", "UserError",
-    "apply", "bench", "bundle", "compress", "downsample", "load_network", "merge", "open_data", "prune",
-    "rebuild_network", "unpack",
+    "Budget", "Dataset", "Preprocess", "Result", "SmidgenError", "Training", "UserError",
+    "apply", "bench", "bundle", "compress", "distil", "downsample", "load_network", "merge", "open_data", "prune",
+    "rebuild_network", "transfer", "unpack",
 ]  # fmt: skip
 
 

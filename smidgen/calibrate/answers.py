@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,13 @@ LEAST_VARIANCE = 1e-12
 
 
 def outputs_of(answer: Any) -> list[Tensor]:
-    """The outputs of a network as a list, one tensor or several.
+    """The outputs of a network as a list, one tensor or several; those of a dict in its order.
 
-    >>> len(outputs_of(torch.zeros(1, 2)))
-    1
+    >>> len(outputs_of(torch.zeros(1, 2))), len(outputs_of({"a": torch.zeros(1), "b": torch.zeros(1)}))
+    (1, 2)
     """
+    if isinstance(answer, Mapping):
+        answer = tuple(answer.values())
     return list(answer) if isinstance(answer, (tuple, list)) else [answer]
 
 

@@ -20,6 +20,7 @@ from smidgen.cli.inputs import (
     read_shape,
 )
 from smidgen.cli.progress import Progress
+from smidgen.cli.training_options import read_recovery
 from smidgen.errors import PlanError, UserError
 from smidgen.report.result import Result
 from smidgen.report.summary import verdict
@@ -44,6 +45,7 @@ def compress(options: argparse.Namespace) -> int:
     settings |= read_pruning(methods, options)
     if options.recipe is None:
         rounding_for(targets[0], options.rounding, settings)  # told before the work starts
+    training = read_recovery(options)
     given = (options.model, options.weights)
     with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
         data, test = open_sets(options)
@@ -59,6 +61,9 @@ def compress(options: argparse.Namespace) -> int:
             max_ram=options.max_ram,
             max_flash=options.max_flash,
             recipe=options.recipe,
+            train=training,
+            checkpoint=getattr(options, "checkpoint", None),
+            gradual=options.gradual,
             guard=False if options.allow_slower else True if options.refuse_slower else None,
             **_work(options),
             progress=progress,

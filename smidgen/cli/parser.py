@@ -9,6 +9,7 @@ import ipaddress
 from collections.abc import Sequence
 from typing import NoReturn
 
+from smidgen.cli.training_options import add_recovery, add_training
 from smidgen.errors import UserError
 
 COMMANDS = {
@@ -16,6 +17,8 @@ COMMANDS = {
     "inspect": "show each layer: shape, bytes, what each method could save, why one is left alone",
     "downsample": "show where it could downsample earlier and what that saves, and write the best of it",
     "prune": "cut whole channels and neurons until so many multiplications are left, and refit the rest",
+    "distil": "train a smaller network of your own to answer as a trained one does",
+    "transfer": "teach a trained network other classes: a new last layer, trained alone and then with all others",
     "apply": "carry out a saved plan.json again",
     "eval": "score any ONNX or TFLite file in its runtime",
     "serve": "show original and smaller network side by side in a browser, on this machine or a phone",
@@ -145,13 +148,15 @@ def _compress(parser: argparse.ArgumentParser) -> None:
         "--bits", metavar="N", type=int, help="share weights: 2^N values a layer, 1 to 8 (default: the price chooses)"
     )
     parser.add_argument(
-        "--recipe", metavar="NAME", help="a named chain of stages: deep-compression (prune, share, Huffman)"
-    )
+        "--recipe", metavar="NAME",
+        help="a named chain of stages: deep-compression (prune, share, Huffman), or extreme (trained on bits)",
+    )  # fmt: skip
     pruning = parser.add_argument_group("pruning of single weights (by --methods obs unless another is named)")
     pruning.add_argument("--sparsity", metavar="SHARE", help="of the weights that goes: 70%% or 0.7")
     pruning.add_argument("--pattern", metavar="N:M", help="keep N of every M neighbouring input channels: 2:4")
     pruning.add_argument("--scope", metavar="NAME", help="compare weights over all layers (global), a layer, or a row")
     pruning.add_argument("--protect", metavar="NAMES", help="layers left whole, or patterns: conv1,head*")
+    add_recovery(parser)
     parser.add_argument(
         "--target",
         default="onnx",
@@ -207,6 +212,37 @@ def _prune(parser: argparse.ArgumentParser) -> None:
         "--protect", metavar="LAYER", action="append", default=[], help="a layer whose outputs stay, or 'layer3*'"
     )
     _add_work(parser)
+    _add_output(parser)
+
+
+def _distil(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("teacher", help="an .onnx or .pt2 file, or file.py:factory")
+    parser.add_argument("student", help="the same; smaller, with the same inputs and outputs")
+    parser.add_argument("--weights", metavar="FILE", help=".safetensors or weights-only .pth for the teacher's factory")
+    parser.add_argument("--student-weights", metavar="FILE", help="as --weights, for the student's")
+    _add_data(parser)
+    group = parser.add_argument_group("distillation")
+    group.add_argument("--temperature", metavar="T", type=float, default=4.0, help="of the softened scores (4)")
+    group.add_argument(
+        "--mix", metavar="SHARE", type=float, help="the teacher's share, labels have the rest (0.9; 1 without labels)"
+    )
+    group.add_argument("--features", metavar="WEIGHT", type=float, default=0.0, help="of what layers pass on, too (0)")
+    group.add_argument("--search", metavar="N", type=int, default=0, help="trials that choose T, share and rate (0)")
+    add_training(parser)
+    _add_output(parser)
+
+
+def _transfer(parser: argparse.ArgumentParser) -> None:
+    _add_network(parser, shape=False)
+    _add_data(parser)
+    parser.add_argument("--classes", metavar="N", type=int, help="of the new network (default: what the labels name)")
+    parser.add_argument(
+        "--freeze-epochs", metavar="N", type=int, default=3, help="in which the new layer learns alone (3)"
+    )
+    parser.add_argument(
+        "--body-rate", metavar="SHARE", type=float, default=0.1, help="of the learning rate, for all other layers (0.1)"
+    )
+    add_training(parser)
     _add_output(parser)
 
 
@@ -280,6 +316,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 _FILL = {
     "compress": _compress, "inspect": _inspect, "downsample": _downsample, "prune": _prune, "apply": _apply,
+    "distil": _distil, "transfer": _transfer,
     "eval": _eval, "serve": _serve,
     "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo,
 }  # fmt: skip

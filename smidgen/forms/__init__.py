@@ -30,7 +30,7 @@ from smidgen.forms.cost import (
     widths,
 )
 from smidgen.forms.geometry import Geometry
-from smidgen.forms.rebuild import dense, describe, leaves, rank, replace_last, reshaped, shape
+from smidgen.forms.rebuild import dense, describe, leaves, rank, replace_last, reshaped, shape, with_leaves
 from smidgen.forms.scales import nearest_exponents, scales
 from smidgen.forms.stages import Stage, stages
 from smidgen.forms.types import CP, Codebook, Dense, Form, Leaf, LowRank, Masked, Quantized, Spatial, Tucker2, hollow
@@ -41,4 +41,5 @@ __all__ = [
     "Geometry", "Leaf", "LowRank", "Masked", "Quantized", "Spatial", "Stage", "Tucker2", "dense", "describe",
     "hollow", "leaves", "macs", "masked_pays", "nbytes", "nearest_exponents", "params", "rank", "replace_last",
     "reshaped", "scales", "shape", "stages", "width", "widths",
+    "with_leaves",
 ]  # fmt: skip

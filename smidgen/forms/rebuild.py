@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -126,6 +126,41 @@ def leaves(form: Form) -> Iterator[Leaf]:
             yield from leaves(inp)
             yield from leaves(core)
             yield from leaves(out)
+
+
+def with_leaves(form: Form, given: Sequence[Leaf]) -> Form:
+    """The form with other leaves, in the order of `leaves`.
+
+    Raises:
+        ValueError: not as many as it has.
+
+    >>> form = LowRank(v=Dense(np.zeros((1, 3))), u=Dense(np.zeros((4, 1))))
+    >>> dense(with_leaves(form, [Dense(np.ones((1, 3))), Dense(np.ones((4, 1)))])).sum().item()
+    12.0
+    """
+    rest = iter(given)
+    result = _refilled(form, rest)
+    if len(given) != len(list(leaves(form))):
+        raise ValueError(f"with_leaves: {len(given)} leaves for a form of {len(list(leaves(form)))}")
+    return result
+
+
+def _refilled(form: Form, rest: Iterator[Leaf]) -> Form:
+    match form:
+        case Dense() | Quantized() | Codebook() | Masked():
+            return next(rest, form)
+        case LowRank(v, u, core, _):
+            v, core = _refilled(v, rest), None if core is None else _refilled(core, rest)
+            return replace(form, v=v, core=core, u=_refilled(u, rest))
+        case CP(inp, kernel, out):
+            inp, kernel = _refilled(inp, rest), tuple(_refilled(axis, rest) for axis in kernel)
+            return replace(form, inp=inp, kernel=kernel, out=_refilled(out, rest))
+        case Spatial(v, u, _):
+            v = _refilled(v, rest)
+            return replace(form, v=v, u=_refilled(u, rest))
+        case Tucker2(inp, core, out, _):
+            inp, core = _refilled(inp, rest), _refilled(core, rest)
+            return replace(form, inp=inp, core=core, out=_refilled(out, rest))
 
 
 def reshaped(leaf: Quantized | Codebook, shape: tuple[int, ...]) -> Quantized | Codebook:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, cast
@@ -27,9 +28,10 @@ from smidgen.pipeline.equalise import better_equalised, with_equalised
 from smidgen.pipeline.ledger import parse_limit, with_ledger
 from smidgen.pipeline.micro import with_sources
 from smidgen.pipeline.options import candidates
-from smidgen.pipeline.recipes import TRAINED, recipe_of
+from smidgen.pipeline.recipes import TRAINED, recipe_of, with_training_of
+from smidgen.pipeline.recover import check_gradual, recovery_of, trained, with_training
 from smidgen.pipeline.targets import check_given, check_targets
-from smidgen.pipeline.task import Data, Progress, Task, Threads, open_task
+from smidgen.pipeline.task import Data, Progress, Task, Threads, as_data, open_task
 from smidgen.pipeline.times import with_times
 from smidgen.pipeline.workshop import Workshop, in_words
 from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
@@ -40,6 +42,7 @@ from smidgen.planning.realise import Refit
 from smidgen.planning.search import Outcome, PlanAt, Trial, search_drop, search_size
 from smidgen.planning.search_time import search_time
 from smidgen.planning.sparsity import pruned_plan
+from smidgen.recover.training import Training
 from smidgen.report.record import UNTIMED
 from smidgen.report.result import Result
 from smidgen.report.table import DENSE
@@ -71,6 +74,9 @@ def compress(
     max_ram: int | str | None = None,
     max_flash: int | str | None = None,
     recipe: str | None = None,
+    train: Training | None = None,
+    checkpoint: str | Path | None = None,
+    gradual: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result:
     """Make a trained network smaller within a budget.
@@ -111,7 +117,15 @@ def compress(
             ``"mcu"`` the whole arena it runs in); where they take more the budget is not met.
         max_flash: the same of the target's file; it is the budget where none is given.
         recipe: a named chain of stages in the place of methods, target and rounding: ``"deep-compression"`` prunes,
-            shares and Huffman-codes, with the bytes of each stage in the record (`smidgen.pipeline.recipes`).
+            shares and Huffman-codes, with the bytes of each stage in the record (`smidgen.pipeline.recipes`);
+            ``"extreme"`` trains every weight as an integer with a price on its bits, for the smallest archives: it
+            needs data, takes a size, ratio or max_drop, and ``train`` says how (`smidgen.pipeline.extreme`).
+        train: train what the search found, to answer as the original does: labels are not needed. It is trained on all
+            of ``data`` that is neither for selection nor for test; the best epoch by the selection inputs is kept, or
+            none. Where points are promised, a plan that loses more than that untrained is tried first.
+        checkpoint: file in which a training is kept while it runs, and from which it goes on.
+        gradual: with ``train`` and a pruning: remove weights little by little while it trains, the smallest first,
+            in the place of all at once.
         progress: called with (stage, done, total).
 
     Returns:
@@ -128,24 +142,30 @@ def compress(
     """
     started = time.perf_counter()
     if recipe is not None:
-        said = {"methods": methods != "auto", "target": target != "onnx", "rounding": rounding is not None}
+        said = {"methods": methods != "auto", "target": target != "onnx", "rounding": rounding is not None,
+                "training": train is not None and recipe not in TRAINED}  # fmt: skip
         cook = recipe_of(recipe, [name for name, given in said.items() if given], budget or Budget())
         trains = recipe in TRAINED
         task = open_task(model, data, test, weights, example, metric, threads, device, seed, trains=trains)
         _check_budget(budget or Budget(), task, "archive")
-        return cook(task, settings or {}, budget or Budget(), refit, progress)
+        told = with_training_of(recipe, settings or {}, train, checkpoint)
+        return cook(task, told, budget or Budget(), refit, progress)
     targets = check_targets(target)
     most, flash = parse_limit("max_ram", max_ram), parse_limit("max_flash", max_flash)
+    data = None if data is None else as_data(data)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     budget = budget or Budget(size=flash)
     check_given(targets, task.roles)
     _check_budget(budget, task, targets[0])
+    recovery = None if train is None else recovery_of(task, data, train, checkpoint, gradual)
     task = better_equalised(task, targets[0], progress)
     methods = prunings_named(settings) or methods if methods == "auto" else methods
     if methods == "auto" and budget.kind == "default" and bits_named(settings):
         methods = ()  # every layer as it is, at those bits: with factors the fewest bytes would be the least ranks
     options, chosen = candidates(task, methods, progress, settings, targets[0], rounding)
     check_ranks(options, chosen)
+    if gradual:
+        check_gradual(chosen.values(), targets[0], recovery)
     if pruning_chosen(chosen) and budget.kind != "default" and targets[0] in DENSE:
         raise BudgetError(f"budget: zeros make a dense file of {targets[0]} no smaller or faster; "
                           "give target onnx-sparse or archive, or no budget")  # fmt: skip
@@ -155,8 +175,14 @@ def compress(
         if guard or budget.timed:
             options = with_times(options, task.threads, progress)
         work = Workshop(task, options, refit, progress, budget, targets=targets)
-        outcome = search(work, budget, guarded(options) if guard else options, chosen)
+        options = guarded(options) if guard else options
+        if recovery is None:
+            outcome, told = search(work, budget, options, chosen), None
+        else:
+            find = partial(search, work, budget, options, chosen)
+            outcome, told = trained(work, budget, recovery, find, promised(work, budget, options, chosen))
         result = work.finish(outcome, budget, time.perf_counter() - started)
+        result = result if told is None else with_training(result, told)
         return with_sources(with_ledger(result, work.original, most, flash))
 
 
@@ -222,26 +248,41 @@ def apply(
         return with_sources(with_ledger(result, work.original))
 
 
-def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, AnyMethod]) -> Outcome:
+def promised(work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, AnyMethod]) -> float | None:
+    """The points of the metric that a search may lose at most, None where it is of something else."""
+    if budget.kind != "default" or work.judge is None:
+        return budget.points
+    return None if named(options, chosen) else DEFAULT_POINTS
+
+
+def named(options: list[Options], chosen: Mapping[str, AnyMethod]) -> bool:
+    """Whether the user said how small each layer becomes: by a sparsity, a rank or a width."""
+    # A step of rounding is for the price to find, as without pruning.
+    stepped = any(label.step is not None for option in options for label in option.labels)
+    if pruning_chosen(chosen) and not stepped:
+        return True
+    return bool(ranks_chosen(chosen)) or (bits_chosen(chosen) and not any(option.families for option in options))
+
+
+def search(
+    work: Workshop, budget: Budget, options: list[Options], chosen: Mapping[str, AnyMethod], looser: float = 1.0
+) -> Outcome:
     """Find the plan whose written file meets a budget.
 
     Args:
         work: realises, writes and measures plans.
         budget: what to reach.
         options, chosen: from `candidates`.
+        looser: times as many points may be lost: what training will regain.
     """
 
     def plan_at(price: float, price_ms: float = 0.0) -> Plan:
         return replace(allocate(options, price, chosen, price_ms), **work.circumstances)
 
-    # A step of rounding is for the price to find, as without pruning.
-    stepped = any(label.step is not None for option in options for label in option.labels)
-    if budget.kind == "default" and pruning_chosen(chosen) and not stepped:
-        return Outcome(work.trial(replace(pruned_plan(options, chosen), **work.circumstances)), met=True)
-    if budget.kind == "default" and ranks_chosen(chosen):
-        return Outcome(work.trial(plan_at(inf)), met=True)
-    if budget.kind == "default" and bits_chosen(chosen) and not any(option.families for option in options):
-        return Outcome(work.trial(plan_at(inf)), met=True)
+    if budget.kind == "default" and named(options, chosen):
+        pruned = pruning_chosen(chosen)
+        plan = replace(pruned_plan(options, chosen), **work.circumstances) if pruned else plan_at(inf)
+        return Outcome(work.trial(plan), met=True)
     if budget.timed:
         return _search_time(work, budget, options, lambda price_ms: plan_at(0.0, price_ms))
     middle = price_of_tradeoff(0.5, options) or 1.0
@@ -249,10 +290,10 @@ def search(work: Workshop, budget: Budget, options: list[Options], chosen: Mappi
         dial = DEFAULT_TRADEOFF if budget.tradeoff is None else budget.tradeoff
         return Outcome(work.trial(plan_at(price_of_tradeoff(dial, options))), met=True)
     if budget.kind == "size" or budget.kind == "ratio":
-        limit = budget.nbytes or int(work.original.stat().st_size / (budget.times or 1))
+        limit = work.limit(budget) or 0
         return search_size(plan_at, work.trial, limit, middle, spend=lambda plan, spare: spend(options, plan, spare))
     points = DEFAULT_POINTS if budget.points is None else budget.points
-    return search_drop(plan_at, work.trial, points, middle)
+    return search_drop(plan_at, work.trial, looser * points, middle)
 
 
 def ranks_chosen(chosen: Mapping[str, AnyMethod]) -> list[str]:

@@ -123,7 +123,7 @@ def _finished(
         _choices(prepared.sites, stored, predicted, run.apart), run.price.now, fingerprint(prepared.sites),
         {NAME: asdict(run.own)}, **work.circumstances,
     )  # fmt: skip
-    trial = work.measured(plan, Realised(with_forms(prepared.module, prepared.sites, stored), stored))
+    trial = work.weighed(plan, Realised(with_forms(prepared.module, prepared.sites, stored), stored))
     met, note = _verdict(run.aim, trial, done)
     return work.finish(Outcome(trial, met, (trial,), note), budget, time.perf_counter() - started, alone=False)
 

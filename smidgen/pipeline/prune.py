@@ -31,27 +31,24 @@ from smidgen.export.onnx import fill, write
 from smidgen.export.onnx_strip import drop_unused, strip
 from smidgen.export.prepare import Prepared
 from smidgen.export.verify import verify
-from smidgen.measure.activations import peak_activation_bytes
-from smidgen.measure.cost import onnx_cost
 from smidgen.measure.memory import release
-from smidgen.measure.scores import Judge, Metric
-from smidgen.measure.speed import compare_speed
+from smidgen.measure.scores import Metric
 from smidgen.methods.channels import CURVATURE, Criterion, choose_criterion
 from smidgen.model.channels import Found, cut, find_channels
 from smidgen.model.channels.aims import channel_aims
 from smidgen.model.channels.refilling import refill, refilled
 from smidgen.model.onnx import import_model
 from smidgen.model.sites import find_sites
+from smidgen.pipeline.measuring import measured
 from smidgen.pipeline.options import curvatures_of, kept_batches
 from smidgen.pipeline.task import Data, Progress, Task, Threads, one_input, open_task
 from smidgen.planning.channel_probe import probe
 from smidgen.planning.channel_readers import compensated, readers_of
 from smidgen.planning.channels import ByCurvature, ByScore, Pricer, Step, choose, evidence_of
 from smidgen.planning.reconstruct import reconstruct
-from smidgen.report.pruning import LayerRow, Measured, Pruning
+from smidgen.report.pruning import LayerRow, Pruning
 from smidgen.report.record import versions
 from smidgen.report.result import Scratch
-from smidgen.runtimes.opening import open_file, run_dataset
 from smidgen.site import ChannelLayer, untouched
 
 REFIT_INPUTS = 512  # calibration inputs that refits use at most
@@ -265,7 +262,11 @@ class Pruner:
     def finish(self, smaller: Smaller, keep: np.ndarray, steps: list[Step], asked: dict[str, Any]) -> Pruning:
         """Measure, score on the test inputs once, and write the record."""
         task, channels = self.task, self.found.channels
-        before, after = self._measured(self.path, self.path), self._measured(self.path, smaller.path)
+        self.progress("test", 0, 1)
+        before, after = (
+            measured(self.path, path, one_input(task), task.test, task.metric, task.threads, task.seed)
+            for path in (self.path, smaller.path)
+        )
         every = np.ones(len(keep), dtype=bool)
         layers = tuple(_row(layer, every, keep, channels.left.get(layer.name)) for layer in channels.layers)
         predicted = sum(step.cost for step in steps) if asked["criterion"] == CURVATURE else None
@@ -277,30 +278,6 @@ class Pruner:
             "original": before.plain(), "smaller": after.plain(), "layers": [row.plain() for row in layers],
         }  # fmt: skip
         return Pruning(smaller.model, before, after, layers, record, smaller.path, self.folder)
-
-    def _measured(self, original: Path, path: Path) -> Measured:
-        task = self.task
-        params, macs = onnx_cost(path)
-        test: dict[str, Any] | None = None
-        if task.test is not None:
-            self.progress("test", 0, 1)
-            with open_file(original, task.threads) as runner:
-                answers, names = run_dataset(runner, task.test.batches()), runner.output_names
-            judge = Judge(answers, names, task.test.labels, task.metric, task.seed)
-            if path != original:
-                with open_file(path, task.threads) as runner:
-                    answers = run_dataset(runner, task.test.batches())
-            loss, scores = judge.loss(answers), judge.judge(answers)
-            score = next((s for s in (scores.metric, scores.accuracy, scores.agreement) if s is not None), None)
-            test = {
-                "metric": loss.metric, "score": score, "lost": loss.points, "low": loss.low, "high": loss.high,
-                "agreement": scores.agreement, "kl": scores.kl,
-            }  # fmt: skip
-        _, speed = compare_speed(original, path, one_input(task), task.threads)
-        return Measured(
-            params, macs, path.stat().st_size, peak_activation_bytes(path), speed.median_ms, speed.speedup,
-            speed.error, test,
-        )  # fmt: skip
 
 
 def _row(layer: ChannelLayer, every: np.ndarray, keep: np.ndarray, reason: str | None) -> LayerRow:

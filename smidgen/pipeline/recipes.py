@@ -9,7 +9,7 @@ Every stage is a file that runs, or that unpacks to one to the bit; its bytes an
 are in ``result.json`` under ``stages``.
 
 Differs from the paper: no stage is trained; weights go by curvature, not by size; the values are the optimum of a
-weighted k-means; one width for all layers.
+weighted k-means; one width for all layers. The recipe `extreme` has files of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from smidgen.budget import Budget
@@ -30,6 +31,7 @@ from smidgen.pipeline.workshop import Workshop
 from smidgen.planning.candidates import Options
 from smidgen.planning.search import Outcome, Trial
 from smidgen.planning.sparsity import pruned_plan
+from smidgen.recover.training import Training
 from smidgen.report.result import Result
 from smidgen.site import Curvature
 
@@ -158,3 +160,18 @@ def recipe_of(name: str, given: Sequence[str], budget: Budget) -> Recipe:
         offered = ", ".join(kind for kind in BUDGETS[name] if kind != "default")
         raise PlanError(f"recipe: {name} has no budget of {budget.kind}; give {offered}, or none")
     return RECIPES[name]
+
+
+def with_training_of(
+    recipe: str, settings: Settings, train: Training | None, checkpoint: str | Path | None
+) -> Settings:  # fmt: skip
+    """Settings of a recipe that trains, with how it trains and where that is kept.
+
+    >>> with_training_of("deep-compression", {}, None, None)
+    {}
+    """
+    if recipe not in TRAINED:
+        return settings
+    own = {**settings.get(recipe, {}), **({} if checkpoint is None else {"checkpoint": str(checkpoint)})}
+    how = settings.get("training", {}) if train is None else train.plain()
+    return {**settings, recipe: own, "training": how}

@@ -85,17 +85,12 @@ class Workshop:
 
     def trial(self, plan: Plan) -> Trial:
         """Realise, write, run in the runtime, score on the selection inputs."""
+        trial = self.weighed(plan, self.realised(plan))
         # Two copies of the weights a trial: where memory is scarce the chosen one is realised again.
-        return self.measured(plan, self._realised(plan), kept=not scarce())
+        return replace(trial, carried=(None, *trial.carried[1:])) if scarce() else trial
 
-    def measured(self, plan: Plan, realised: Realised, *, kept: bool = True) -> Trial:
-        """Write what was realised, run it in the runtime, score it on the selection inputs.
-
-        Args:
-            plan: what was carried out.
-            realised: the network that came of it.
-            kept: whether it stays in memory.
-        """
+    def weighed(self, plan: Plan, realised: Realised) -> Trial:
+        """Write what was realised, run it in the runtime, score it on the selection inputs."""
         task = self.task
         self.count += 1
         path = self.folder.path / f"trial{self.count}.onnx"
@@ -117,7 +112,7 @@ class Workshop:
         release()
         self.progress(f"trial {self.count}: {format_size(nbytes)}", self.count, 0)
         plan = replace(plan, moved=self.mode or "weights")
-        return Trial(plan, nbytes, points, (realised if kept else None, path, written), error, **timing)
+        return Trial(plan, nbytes, points, (realised, path, written), error, **timing)
 
     def source(self, realised: Realised, path: Path) -> Source:
         task = self.task
@@ -127,6 +122,12 @@ class Workshop:
             self.targets[0],
         )  # fmt: skip
 
+    def limit(self, budget: Budget) -> int | None:
+        """Bytes that a budget of size or ratio leaves for the file; None for others."""
+        if budget.kind not in ("size", "ratio"):
+            return None
+        return budget.nbytes or int(self.original.stat().st_size / (budget.times or 1))
+
     def original_ms(self) -> float:
         """Time of the original for one input, in milliseconds."""
         return self._speed(self.original)[0].median_ms
@@ -134,7 +135,7 @@ class Workshop:
     def _speed(self, file: Path) -> tuple[Latency, Latency]:
         return compare_speed(self.original, file, one_input(self.task), self.task.threads, TIMED)
 
-    def _realised(self, plan: Plan) -> Realised:
+    def realised(self, plan: Plan) -> Realised:
         """The plan carried out, with the kind of refit that measured best on the selection inputs.
 
         A layer of integers that is moved to the original's outputs on the inputs it now gets makes good what was lost
@@ -148,7 +149,7 @@ class Workshop:
         def carry_out(mode: Refit) -> Realised:
             return realise(
                 task.prepared.module, self.options, plan, self.known, refit=mode, device=task.device,
-                tick=lambda name: self.progress(f"trial {self.count}", 0, 0),
+                tick=lambda name: self.progress(f"trial {self.count + 1}", 0, 0),
             )  # fmt: skip
 
         if self.mode is not None or self.known is None or not any(c.rounded for c in plan.choices):
@@ -185,7 +186,7 @@ class Workshop:
             outcome = self._original_kept(outcome)
         best = outcome.best
         kept, path, measured = best.carried
-        realised: Realised = kept or self._realised(best.plan)
+        realised: Realised = kept or self.realised(best.plan)
         final: Path = path.replace(path.with_name(FILES["onnx"]))
         written: dict[str, Path] = {}
         for name in dict.fromkeys((*self.targets, *ALWAYS)):

@@ -138,19 +138,19 @@ def search_drop(
     low, high = -DECADES / 2, DECADES / 2
     smallest = plan_at(math.inf)
     done[smallest.key] = realise(smallest)
-    if _keeps(done[smallest.key], most_points):
+    if keeps(done[smallest.key], most_points):
         low = high
     for _ in range(4 * most_trials):
         if len(done) >= most_trials or high - low < 0.005:
             break
         exponent = (low + high) / 2
-        if _keeps(trial(exponent), most_points):
+        if keeps(trial(exponent), most_points):
             low = exponent
         else:
             high = exponent
-    kept = [t for t in done.values() if _keeps(t, most_points)]
+    kept = [t for t in done.values() if keeps(t, most_points)]
     if not kept:
-        kept = [t for t in [trial(-4.0 * DECADES)] if _keeps(t, most_points)]
+        kept = [t for t in [trial(-4.0 * DECADES)] if keeps(t, most_points)]
     if kept:
         return Outcome(min(kept, key=lambda t: t.nbytes), True, tuple(done.values()))
     best = min(done.values(), key=lambda t: (math.inf if t.cautious is None else t.cautious, t.nbytes))
@@ -159,7 +159,8 @@ def search_drop(
     return Outcome(best, False, tuple(done.values()), note)
 
 
-def _keeps(trial: Trial, most_points: float) -> bool:
+def keeps(trial: Trial, most_points: float) -> bool:
+    """Whether a trial loses no more points than may be lost."""
     # A hair of slack for the floating-point sum that turns counts into points.
     return trial.cautious is not None and trial.cautious <= most_points + 1e-9
 

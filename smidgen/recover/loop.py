@@ -22,7 +22,7 @@ from smidgen.recover.checkpoint import Fingerprint, fingerprint, read_checkpoint
 from smidgen.recover.feeding import Feed, Place
 from smidgen.recover.holding import Holding
 from smidgen.recover.processes import processes
-from smidgen.recover.training import Training
+from smidgen.recover.training import Training, duration
 
 __all__ = ["Fitted", "Hook", "Training", "fit"]
 
@@ -338,7 +338,7 @@ class _Run:
             left = self._elapsed() / done * (self.all_steps - done)
             if self.training.time_limit is not None:
                 left = min(left, max(0.0, self.training.time_limit - self._elapsed()))
-            self.sentence, self.told = f"train: loss {loss:.4g}, {_duration(left)} left, step", now
+            self.sentence, self.told = f"train: loss {loss:.4g}, {duration(left)} left, step", now
         self.progress(self.sentence, done, self.all_steps)
 
     def _save(self) -> None:
@@ -379,14 +379,3 @@ class _Asked(nn.Module):
         if found.ndim or not found.requires_grad:
             raise UserError("train: the loss must be one number that depends on what is trained")
         return found
-
-
-def _duration(seconds: float) -> str:
-    """
-    >>> _duration(42.3), _duration(754.0), _duration(7440.0)
-    ('42 s', '13 min', '2 h 4 min')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

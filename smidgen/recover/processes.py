@@ -105,3 +105,12 @@ def processes(device: str) -> Processes:
     """
     several = os.environ.get("WORLD_SIZE", "1")
     return Together(device) if several.isdecimal() and int(several) > 1 else Alone(device)
+
+
+def leads() -> bool:
+    """Whether this process is the one that tells and writes; the only one does.
+
+    >>> leads()
+    True
+    """
+    return os.environ.get("RANK", "0") == "0"

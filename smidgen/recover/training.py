@@ -121,6 +121,18 @@ class Training:
         return 0.5 * (1 + math.cos(math.pi * share))
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> duration(42.3), duration(754.0), duration(7440.0)
+    ('42 s', '13 min', '2 h 4 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 _MEANT = {
     "epochs": "give 1 or more",
     "batch": "give 1 or more",

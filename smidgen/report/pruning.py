@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from smidgen.errors import OutputError
 from smidgen.report import wording
-from smidgen.report.result import ORIGINAL, Scratch, writable_folder
-
-WIDTH = 110
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One network, as a written file.
-
-    Args:
-        params, macs: counted from the file.
-        nbytes: of the file.
-        activation_bytes: peak of live activations for one input.
-        latency_ms, speedup, speedup_error: of one input, in turns with the original.
-        test: scores on the test inputs: metric's name, score, points lost and its 95 % interval.
-    """
-
-    params: int
-    macs: int | None
-    nbytes: int
-    activation_bytes: int | None
-    latency_ms: float
-    speedup: float
-    speedup_error: float
-    test: dict[str, Any] | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+from smidgen.report.measured import WIDTH, Measured, as_text, totals
+from smidgen.report.result import ORIGINAL, Scratch, save_together, write_record
 
 
 @dataclass(frozen=True)
@@ -91,7 +59,7 @@ class Pruning:
 
     def table(self) -> str:
         """Before and after, and the layers, as text."""
-        return "\n".join([_totals(self.original, self.smaller), _layers(self.layers)])
+        return "\n".join([totals({"original": self.original, "pruned": self.smaller}), _layers(self.layers)])
 
     def verdict(self) -> str:
         """What came out, in a sentence."""
@@ -112,35 +80,14 @@ class Pruning:
         Raises:
             OutputError: when it cannot be written.
         """
-        place = writable_folder(folder)
-        try:
-            with tempfile.TemporaryDirectory(prefix=".smidgen-", dir=place) as draft:
-                own = self.folder.path / ORIGINAL
-                for path in (self.file, *([own] if own.is_file() else [])):
-                    shutil.copyfile(path, Path(draft) / path.name)
-                (Path(draft) / "result.json").write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
-                for path in sorted(Path(draft).iterdir()):
-                    path.replace(place / path.name)
-        except OSError as error:
-            raise OutputError(f"save: cannot write into '{place}': {error.strerror}") from error
-        return place
+        own = self.folder.path / ORIGINAL
 
+        def write(draft: Path) -> None:
+            for path in (self.file, *([own] if own.is_file() else [])):
+                shutil.copyfile(path, draft / path.name)
+            write_record(self.record, draft)
 
-def _totals(before: Measured, after: Measured) -> str:
-    table = Table()
-    table.add_column("")
-    for head in ("MACs", "params", "file", "activations", "latency", "as fast", "test", "lost"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for name, one in (("original", before), ("pruned", after)):
-        test = one.test or {}
-        score = test.get("score")
-        table.add_row(*(Text(cell) for cell in (
-            name, wording.count(one.macs), wording.count(one.params), wording.size(one.nbytes),
-            wording.size(one.activation_bytes), f"{one.latency_ms:.3f} ms", f"{one.speedup:.2f}×",
-            wording.MISSING if score is None else f"{100 * score:.2f}",
-            wording.signed(test.get("lost", float("nan"))),
-        )))  # fmt: skip
-    return _text(table)
+        return save_together(folder, write)
 
 
 def _layers(rows: tuple[LayerRow, ...]) -> str:
@@ -151,10 +98,4 @@ def _layers(rows: tuple[LayerRow, ...]) -> str:
     for row in rows:
         counts = f"{row.before}" if row.before == row.after else f"{row.before} → {row.after}"
         table.add_row(Text(row.name), Text(counts), Text(row.reason or ""))
-    return _text(table)
-
-
-def _text(table: Table) -> str:
-    stream = io.StringIO()
-    Console(file=stream, width=WIDTH).print(table)
-    return stream.getvalue().rstrip()
+    return as_text(table, WIDTH)

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,20 +81,45 @@ class Result:
         Raises:
             OutputError: when it cannot be written.
         """
-        place = writable_folder(folder)
-        try:
-            with tempfile.TemporaryDirectory(prefix=".smidgen-", dir=place) as draft:
-                own = self.folder.path / ORIGINAL
-                for path in (*self.files.values(), *self.beside, *([own] if own.is_file() else [])):
-                    shutil.copyfile(path, Path(draft) / path.name)
-                save_network(self.model, self.sites, self.stored, Path(draft) / "model.safetensors")
-                (Path(draft) / "plan.json").write_text(self.plan.to_json() + "\n", encoding="utf-8")
-                (Path(draft) / "result.json").write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
-                for path in sorted(Path(draft).iterdir()):
-                    path.replace(place / path.name)
-        except OSError as error:
-            raise OutputError(f"save: cannot write into '{place}': {error.strerror}") from error
-        return place
+        own = self.folder.path / ORIGINAL
+
+        def write(draft: Path) -> None:
+            for path in (*self.files.values(), *self.beside, *([own] if own.is_file() else [])):
+                shutil.copyfile(path, draft / path.name)
+            save_network(self.model, self.sites, self.stored, draft / "model.safetensors")
+            (draft / "plan.json").write_text(self.plan.to_json() + "\n", encoding="utf-8")
+            write_record(self.record, draft)
+
+        return save_together(folder, write)
+
+
+def save_together(folder: str | Path, write: Callable[[Path], None]) -> Path:
+    """Files that belong together: all of them appear, each in one step, or none.
+
+    Args:
+        folder: made when it is missing.
+        write: puts the files into an empty folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: when it cannot be written.
+    """
+    place = writable_folder(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".smidgen-", dir=place) as draft:
+            write(Path(draft))
+            for path in sorted(Path(draft).iterdir()):
+                path.replace(place / path.name)
+    except OSError as error:
+        raise OutputError(f"save: cannot write into '{place}': {error.strerror}") from error
+    return place
+
+
+def write_record(record: Mapping[str, Any], folder: Path) -> None:
+    """``result.json``."""
+    (folder / "result.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def writable_folder(folder: str | Path) -> Path:

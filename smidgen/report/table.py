@@ -50,7 +50,7 @@ def render_table(result: dict[str, Any]) -> Table:
     (['', 'original', 'onnx'], 4)
     """
     files = _files(result)
-    lines = (_pruning(result), _prediction(result), _equalised(result), _notes(files))
+    lines = (_pruning(result), _training(result), _prediction(result), _equalised(result), _notes(files))
     notes = "\n".join(line for line in lines if line)
     # Text, not strings: rich would read "[n, 4, 8]" in a name or a reason as markup.
     table = Table(title=Text(_title(result)), title_justify="left", caption=Text(notes), caption_justify="left")
@@ -233,6 +233,18 @@ def _pruning(result: dict[str, Any]) -> str:
     if not dense:
         return text
     return f"{text}; a dense file ({', '.join(dense)}) stores them all the same: its size does not change"
+
+
+def _training(result: dict[str, Any]) -> str:
+    """How long it was trained, on what, and what that brought; or why it was left as it was."""
+    told = result.get("training")
+    if not told:
+        return ""
+    text = f"trained for {told['epochs']} epochs on {wording.count(told['inputs'])} inputs ({told['seconds']:.0f} s)"
+    if not told["kept"]:
+        return f"{text}, and left as it was: {told['why']}"
+    before, after = (wording.number(told[when]["loss"]) for when in ("before", "after"))
+    return f"{text}: loss on the selection inputs {before} → {after}"
 
 
 def _nats(loss: float | int | None) -> str:

@@ -18,7 +18,7 @@ from smidgen.methods.channels import CRITERIA
 from smidgen.pipeline.prune import parse_share
 from tests.pipeline.pictures import pictures
 
-MODULE = "smidgen.pipeline.prune"
+MODULE = "smidgen.pipeline.measuring"
 
 
 @pytest.fixture(autouse=True)

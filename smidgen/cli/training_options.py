@@ -1,0 +1,115 @@
+"""How a network is trained, as options. No torch here."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from smidgen.errors import UserError
+
+if TYPE_CHECKING:
+    from smidgen.recover.training import Training
+
+_UNITS = {"": 1, "s": 1, "min": 60, "h": 3600}
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The options that `read_training` reads, and ``--metric``."""
+    _add_settings(parser.add_argument_group("training"), 1e-3)
+    parser.add_argument("--metric", metavar="FILE.py:FUNCTION", help="your own metric instead of accuracy")
+
+
+def add_recovery(parser: argparse.ArgumentParser) -> None:
+    """The options that `read_recovery` reads; settings are there only where they are given."""
+    group = parser.add_argument_group("training of what was found, to answer as the original does; needs no labels")
+    group.add_argument("--train", action="store_true", help="train on all of --data that is not held out")
+    group.add_argument("--gradual", action="store_true", help="with --sparsity: remove weights while it trains")
+    _add_settings(group, 5e-4, given_only=True)
+
+
+def _add_settings(group: Any, lr: float, *, given_only: bool = False) -> None:
+    def add(name: str, metavar: str, default: Any, text: str, kind: Any = str) -> None:
+        shown = argparse.SUPPRESS if given_only else default
+        group.add_argument(name, metavar=metavar, type=kind, default=shown, help=text)
+
+    add("--epochs", "N", 10, "passes over the data (10)", int)
+    add("--batch", "N", 128, "inputs of a step (128)", int)
+    add("--lr", "RATE", lr, f"highest learning rate ({lr:g})", float)
+    add("--optimizer", "NAME", "adamw", "adamw (the default) or sgd")
+    add("--schedule", "NAME", "cosine", "of the rate: cosine, constant or rewind")
+    add("--weight-decay", "SHARE", 0.0, "of weights, not of biases (0)", float)
+    add("--augment", "NAMES", None, "change images anew each time: shift2,flip,zoom20,turn10")
+    add("--patience", "N", None, "epochs without a better one after which it stops", int)
+    add("--precision", "NAME", "float32", "float32 (the default) or mixed")
+    add("--time-limit", "TIME", None, "of training: 90s, 10min, 2h")
+    add("--checkpoint", "FILE", None, "to go on from, if it is there, and to write")
+
+
+_SETTINGS = ("epochs", "batch", "lr", "optimizer", "schedule", "weight_decay", "patience", "precision")
+
+
+def read_training(options: argparse.Namespace, base: Training | None = None) -> Training:
+    """The training that was asked for.
+
+    Args:
+        options: those of `add_training`, or those of them that were given.
+        base: what is not there is taken from this.
+
+    Raises:
+        UserError: a value that cannot be meant.
+    """
+    from smidgen.recover.training import Training
+
+    base = base or Training()
+    given = {name: getattr(options, name) for name in _SETTINGS if hasattr(options, name)}
+    if getattr(options, "augment", None) is not None:
+        given["augment"] = tuple(name.strip() for name in options.augment.split(",") if name.strip())
+    if getattr(options, "time_limit", None) is not None:
+        given["time_limit"] = read_time(options.time_limit)
+    return replace(base, **given, seed=options.seed)
+
+
+def read_recovery(options: argparse.Namespace) -> Training | None:
+    """The training that was asked for by ``--train`` or a recipe that trains, None where it was not.
+
+    Raises:
+        UserError: a value that cannot be meant, or settings without ``--train``.
+
+    >>> read_recovery(argparse.Namespace(train=False, gradual=False, lr=1e-3))
+    Traceback (most recent call last):
+    smidgen.errors.UserError: train: --lr is given without --train; add it, or leave this out
+    """
+    if getattr(options, "recipe", None) == "extreme":
+        from smidgen.pipeline.extreme import DEFAULTS
+
+        if options.train or options.gradual:
+            raise UserError("train: the recipe extreme trains by itself; leave --train and --gradual out")
+        return read_training(options, DEFAULTS)
+    if not options.train:
+        names = (*_SETTINGS, "augment", "time_limit", "checkpoint")
+        idle = [name for name in names if hasattr(options, name)] + ["gradual"] * options.gradual
+        if idle:
+            raise UserError(f"train: --{idle[0].replace('_', '-')} is given without --train; add it, or leave this out")
+        return None
+    from smidgen.pipeline.recover import TRAINING
+
+    return read_training(options, TRAINING)
+
+
+def read_time(text: str | None) -> float | None:
+    """Seconds in a time as people write it.
+
+    Raises:
+        UserError: none.
+
+    >>> read_time("90s"), read_time("1.5 min"), read_time("2h"), read_time("30"), read_time(None)
+    (90.0, 90.0, 7200.0, 30.0, None)
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|)", text.strip().lower())
+    if not found or float(found[1]) <= 0:
+        raise UserError(f"time-limit: {text!r} is no time; give e.g. 90s, 10min or 2h")
+    return float(found[1]) * _UNITS[found[2]]

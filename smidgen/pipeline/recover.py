@@ -1,0 +1,295 @@
+"""Training after the plan: the network that was realised learns to answer as the original does.
+
+    search → realised → trainable → fit → read back → written and measured as any trial
+
+The loss is T² KL(original ‖ smaller) at temperature T (Hinton et al. 2015, arXiv:1503.02531; for what is no classifier
+the squared error over its variance), so no labels are needed. The best epoch by the same loss on the selection inputs
+is kept, and none of them where training did not help. Ranks, masks, indices and grids are the plan's all along
+(`smidgen.recover.trainable`). The steps of an archive's integers are learned too, unless bytes are budgeted: LeNet at
+9 kB grew by 3 % with them, by nothing without (KL 1.5 untrained, 0.44 and 0.59 after three epochs of 4,000 digits).
+
+What is trained is not in ``plan.json``: `smidgen.apply` carries the plan out untrained. The settings are in the record.
+
+With ``gradual`` weights are removed little by little from the network as it was (Zhu and Gupta 2017, arXiv:1710.01878),
+the smallest of all layers first, in the first part of the training; what is left trains on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smidgen.budget import Budget, format_size
+from smidgen.calibrate.answers import as_logits, is_classifier, outputs_of
+from smidgen.data import Dataset, split_roles
+from smidgen.errors import DataError, PlanError
+from smidgen.forms import FLOATS, Dense, Masked
+from smidgen.measure.memory import release
+from smidgen.methods import Pruning
+from smidgen.pipeline.options import kept_batches
+from smidgen.pipeline.task import Task
+from smidgen.pipeline.workshop import Workshop
+from smidgen.planning.plan import Plan
+from smidgen.planning.realise import Realised
+from smidgen.planning.search import Outcome, Trial, keeps
+from smidgen.recover.augment import check_images
+from smidgen.recover.distil import soft_loss, value_loss
+from smidgen.recover.loop import Fitted, Training, fit
+from smidgen.recover.schedule import LAYERS, Pruner, Schedule
+from smidgen.recover.trainable import filled, read_back, steps_of, trainable
+from smidgen.report.result import Result
+from smidgen.site import untouched
+
+# A network that answers well already is spoiled by a rate that trains one from scratch.
+TRAINING = Training(epochs=10, lr=5e-4)
+HELD = 4096  # selection inputs that are asked after each epoch at most
+TEMPERATURE = 4.0
+STEPS_RATE = 10.0  # times that of weights
+LOOSER = 4.0  # times the points promised that a plan may lose before it is trained
+PRUNINGS = 40  # of a gradual schedule …
+PRUNED = 0.5  # … in this share of all steps
+
+
+@dataclass(frozen=True, eq=False)
+class Recovery:
+    """How a plan is trained.
+
+    Args:
+        training: settings of the loop.
+        inputs: trained on: none of them are for selection or test.
+        checkpoint: file to go on from.
+        gradual: remove weights little by little.
+        learned_steps: whether the steps of an archive's integers are trained, which may make it larger.
+    """
+
+    training: Training
+    inputs: Dataset
+    checkpoint: Path | None = None
+    gradual: bool = False
+    learned_steps: bool = True
+
+    def again(self, seconds: float) -> Recovery:
+        """The same for another plan, with a checkpoint of its own and the time that is left after so many seconds."""
+        limit, path = self.training.time_limit, self.checkpoint
+        training = self.training if limit is None else replace(self.training, time_limit=max(1.0, limit - seconds))
+        return replace(self, training=training, checkpoint=None if path is None else path.with_name(f"{path.name}.2"))
+
+
+def recovery_of(
+    task: Task, data: Dataset | None, training: Training, checkpoint: str | Path | None, gradual: bool
+) -> Recovery:
+    """What is trained on, checked before any work starts.
+
+    Args:
+        task: with the data divided.
+        data: all that was given; what is neither selection nor test is trained on, calibration inputs among it.
+        training, checkpoint, gradual: see `compress`.
+
+    Raises:
+        DataError: no inputs, fewer than a batch, or changes of what is no image.
+    """
+    if data is None or task.roles is None:
+        raise DataError("train: there are no inputs to train on; give --data (labels are not needed)")
+    test = task.roles.test if task.roles.test_given else None
+    inputs = split_roles(data, test=test, seed=task.seed, max_calibration=len(data)).calibration
+    if len(inputs) < training.batch:
+        raise DataError(f"train: {len(inputs)} inputs are left for training, fewer than a batch of {training.batch}; "
+                        f"give more, or --batch {max(1, len(inputs) // 4)}")  # fmt: skip
+    check_images(inputs.shape, training.augment)
+    return Recovery(training, inputs, None if checkpoint is None else Path(checkpoint), gradual)
+
+
+def trained(
+    work: Workshop, budget: Budget, recovery: Recovery, find: Callable[[float], Outcome], points: float | None
+) -> tuple[Outcome, dict[str, Any]]:
+    """Find a plan and train it; where points are promised, first one that loses several times as many untrained.
+
+    Args:
+        work, budget: as of `smidgen.pipeline.search`.
+        recovery: how to train.
+        find: that search, given how many times the points promised may be lost.
+        points: those promised, None where the budget is of something else.
+
+    Returns:
+        The outcome, and the record of the training.
+    """
+    if points is None:
+        recovery = replace(recovery, learned_steps=work.limit(budget) is None)
+        return recovered(work, find(1.0), budget, recovery)
+    outcome, first = recovered(work, find(LOOSER), budget, recovery)
+    if keeps(outcome.best, points):
+        return replace(outcome, met=True, note=""), first
+    outcome, told = recovered(work, find(1.0), budget, recovery.again(first["seconds"]))
+    met = keeps(outcome.best, points)
+    note = f"after training it loses {outcome.best.points:.2f} ± {outcome.best.error:.2f} points"
+    return replace(outcome, met=met, note="" if met else note), {**told, "first": first}
+
+
+def recovered(work: Workshop, outcome: Outcome, budget: Budget, recovery: Recovery) -> tuple[Outcome, dict[str, Any]]:
+    """Train what a search found.
+
+    Args:
+        work: that realised it.
+        outcome: of the search.
+        budget: what it has to meet after training too.
+        recovery: from `recovery_of`.
+
+    Returns:
+        The outcome with the trained trial as its best, or as it was where training did not help, and the record.
+    """
+    before = outcome.best
+    realised: Realised = before.carried[0] or work.realised(before.plan)
+    before = replace(before, carried=(realised, *before.carried[1:]))
+    start, fitted, changed = (_gradual if recovery.gradual else _trained)(work, before.plan, realised, recovery)
+    release()
+    after = work.weighed(before.plan, changed)
+    why = _refusal(start, fitted, before, after, work.limit(budget))
+    record = {
+        "settings": recovery.training.plain(), "inputs": len(recovery.inputs), "gradual": recovery.gradual,
+        **fitted.plain(), "before": {**_told(before), "loss": start}, "after": {**_told(after), "loss": fitted.best},
+        "kept": not why, "why": why or None,
+    }  # fmt: skip
+    if why:
+        note = f"trained, but left as it was: {why}"
+        return replace(outcome, best=before, note="; ".join(filter(None, (outcome.note, note)))), record
+    return Outcome(after, outcome.met, (*outcome.trials, after), outcome.note), record
+
+
+def _refusal(start: float, fitted: Fitted, before: Trial, after: Trial, limit: int | None) -> str:
+    """Why the trained network is not taken; empty where it is."""
+    if fitted.best is None or not fitted.best < start:
+        return f"the loss on the selection inputs did not fall ({start:.4g} before)"
+    if limit is not None and after.nbytes > limit >= before.nbytes:
+        return f"its file would have {format_size(after.nbytes)}, {after.nbytes - limit} bytes more than asked"
+    return ""
+
+
+def with_training(result: Result, told: dict[str, Any]) -> Result:
+    """A result whose record says how it was trained, and of each layer what a gradual pruning left."""
+    record = {**result.record, "training": told}
+    if told["kept"]:
+        record["mode"] = "training"
+    if told["kept"] and told["gradual"]:
+        forms = {name: one.form for name, one in result.stored.items()}
+        shares = {name: form.sparsity for name, form in forms.items() if isinstance(form, Masked)}
+        record["layers"] = [
+            {**layer, "sparsity": shares[layer["name"]], "form": f"pruned {100 * shares[layer['name']]:.1f} %"}
+            if layer["name"] in shares else layer
+            for layer in record["layers"]
+        ]  # fmt: skip
+    return replace(result, record=record)
+
+
+def _told(trial: Trial) -> dict[str, Any]:
+    return {"nbytes": trial.nbytes, "points": trial.points, "error": trial.error}
+
+
+def _trained(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery) -> tuple[float, Fitted, Realised]:
+    """The realised network, trained within its forms."""
+    task, sites = work.task, work.task.prepared.sites
+    learned = recovery.learned_steps or work.targets[0] != "archive"
+    net = trainable(
+        realised.model, sites, realised.stored, target=work.targets[0], fixed=_fixed(task),
+        keep_zeros=[choice.site for choice in plan.choices if choice.pruned], learned_steps=learned,
+    )  # fmt: skip
+    start, fitted = _fitted(work, net, plan, recovery)
+    stored = read_back(net, sites, realised.stored)
+    return start, fitted, Realised(filled(realised.model, sites, stored), stored, realised.refitted)
+
+
+def _gradual(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery) -> tuple[float, Fitted, Realised]:
+    """The original, pruned while it trains to the sparsity that the plan has."""
+    task, sites = work.task, work.task.prepared.sites
+    pruned = {c.site for c in plan.choices if c.pruned and isinstance(realised.model.get_submodule(c.site), LAYERS)}
+    count = sum(site.weight.size for site in sites if site.name in pruned)
+    left = sum(choice.rank or 0 for choice in plan.choices if choice.site in pruned)
+    dense = {site.name: untouched(site) for site in sites}
+    net = trainable(task.prepared.module, sites, dense, fixed=_fixed(task))
+    steps = recovery.training.epochs * (len(recovery.inputs) // recovery.training.batch)
+    every = max(1, round(PRUNED * steps / PRUNINGS))
+    schedule = Schedule(1 - left / count, every=every, times=min(PRUNINGS, max(1, steps // 2)))
+    whole = [name for name, module in net.named_modules() if isinstance(module, LAYERS) and name not in pruned]
+    pruner = Pruner(net, schedule, protect=whole)
+    with torch.no_grad():
+        start = _held(work, filled(realised.model, sites, realised.stored))()
+    ends = schedule.every * schedule.times
+    _, fitted = _fitted(work, net, plan, recovery, hooks=(pruner,), keep=lambda: pruner.steps > ends)
+    stored = read_back(net, sites, dense)
+    masks = {name: Masked(one.form.values) for name, one in stored.items() if isinstance(one.form, Dense)}
+    stored |= {name: replace(stored[name], form=masks[name]) for name in pruned}
+    return start, fitted, Realised(filled(task.prepared.module, sites, stored), stored)
+
+
+def _fitted(work: Workshop, net: nn.Module, plan: Plan, recovery: Recovery, **more: Any) -> tuple[float, Fitted]:
+    """The loss before, and how the training went."""
+    task, training = work.task, recovery.training
+    teacher = task.prepared.module
+    held = _held(work, net)
+
+    def loss(x: Tensor, _labels: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            wanted = outputs_of(teacher(x))
+        return _apart(wanted, outputs_of(net(x)))
+
+    net.eval()
+    with torch.no_grad():
+        start = held()
+    identity = {"plan": hashlib.sha256(plan.to_json().encode()).hexdigest()[:16], "gradual": recovery.gradual}
+    fitted = fit(
+        net, recovery.inputs, loss, training, held=held, checkpoint=recovery.checkpoint, identity=identity,
+        device=task.device, progress=work.progress, groups=_groups(net), **more,
+    )  # fmt: skip
+    return start, fitted
+
+
+def _groups(net: nn.Module) -> list[dict[str, Any]]:
+    """Steps are exponents: what moves a weight of 0.05 by a part in fifty would hardly move them."""
+    steps = [each for each in steps_of(net) if each.requires_grad]
+    known = {id(each) for each in steps}
+    others = [each for each in net.parameters() if id(each) not in known]
+    return [{"params": others}, {"params": steps, "lr_scale": STEPS_RATE}]
+
+
+def _held(work: Workshop, net: nn.Module) -> Callable[[], float]:
+    """The loss on selection inputs."""
+    task = work.task
+    assert task.roles is not None
+    batches = kept_batches(task.roles.selection, HELD)
+    with torch.no_grad():
+        before = [outputs_of(task.prepared.module(torch.from_numpy(each).to(task.device))) for each in batches]
+
+    def score() -> float:
+        after = [outputs_of(net(torch.from_numpy(each).to(task.device))) for each in batches]
+        sums = [len(x) * float(_apart(*pair)) for x, *pair in zip(batches, before, after, strict=True)]
+        return sum(sums) / sum(len(each) for each in batches)
+
+    return score
+
+
+def _fixed(task: Task) -> list[str]:
+    """Sites whose weights the exported graph has no place for."""
+    return [site.name for site in task.prepared.sites if site.name not in task.prepared.base.sites]
+
+
+def check_gradual(chosen: Collection[object], target: str, recovery: Recovery | None) -> None:
+    """PlanError where nothing is trained, nothing says how much is removed, or the file holds integers."""
+    if recovery is None:
+        raise PlanError("gradual: weights are removed little by little while the network trains; give --train")
+    share = [each.settings.share for each in chosen if isinstance(each, Pruning)]
+    if not share or not share[0]:
+        raise PlanError("gradual: nothing says how much is removed; give a sparsity")
+    if target not in FLOATS:
+        raise PlanError(f"gradual: what it leaves are floats, and {target} holds integers; give target onnx-sparse")
+
+
+def _apart(before: list[Tensor], after: list[Tensor]) -> Tensor:
+    """What is trained on: T² KL at temperature T for classifiers, else half the squared error over its variance."""
+    if is_classifier(before):
+        return soft_loss(as_logits(after[0]).float(), as_logits(before[0]).float(), TEMPERATURE)
+    return value_loss(after, before, [float(each.float().var()) for each in before])
