@@ -142,8 +142,10 @@ def compress(
     """
     started = time.perf_counter()
     if recipe is not None:
-        said = {"methods": methods != "auto", "target": target != "onnx", "rounding": rounding is not None,
-                "training": train is not None and recipe not in TRAINED}  # fmt: skip
+        said = {
+            "methods": methods != "auto", "target": target not in ("onnx", ("onnx",)), "rounding": rounding is not None,
+            "training": train is not None and recipe not in TRAINED,
+        }  # fmt: skip
         cook = recipe_of(recipe, [name for name, given in said.items() if given], budget or Budget())
         trains = recipe in TRAINED
         task = open_task(model, data, test, weights, example, metric, threads, device, seed, trains=trains)

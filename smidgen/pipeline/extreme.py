@@ -74,6 +74,7 @@ def extreme(
         **result.record, "recipe": NAME, "mode": "training",
         "predicted": {**result.record["predicted"], "nbytes": round(run.price.predicted_nbytes)},
         "training": {
+            "epochs": sum(each.epochs for each in done), "inputs": len(task.roles.calibration), "kept": True,
             "training": run.training.plain(), "settings": asdict(own), "history": told(done),
             "bytes": run.price.told(), "stopped": done[-1].stopped, "seconds": sum(each.seconds for each in done),
         },
@@ -120,7 +121,7 @@ def _finished(
     predicted = run.price.predicted_nbytes
     work = Workshop(task, gather(prepared.sites, {}, {}), False, progress, judged, targets=("archive",))
     plan = Plan(
-        _choices(prepared.sites, stored, predicted, run.apart), run.price.now, fingerprint(prepared.sites),
+        _choices(prepared.sites, stored, predicted, run.kl), run.price.now, fingerprint(prepared.sites),
         {NAME: asdict(run.own)}, **work.circumstances,
     )  # fmt: skip
     trial = work.weighed(plan, Realised(with_forms(prepared.module, prepared.sites, stored), stored))

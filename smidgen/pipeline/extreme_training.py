@@ -107,7 +107,7 @@ class Run:
         self.price = self._price()
         self.known = [] if own.live else self._known()
         self.lost = Loss(math.inf, math.inf, math.inf, "")
-        self.apart, self.coded = math.inf, 0
+        self.apart, self.kl, self.coded = math.inf, math.inf, 0
 
     def _layers(self) -> list[str]:
         return [site.name for site in self.prepared.sites if trained(site)]
@@ -168,6 +168,8 @@ class Run:
                 break
         if self.own.cut:
             self._cut_if_same()
+        with torch.no_grad():
+            self._looked(len(self.roles.selection))  # of the weights that are kept
         return done
 
     def _part(self, number: int, epochs: int, spent: float) -> Fitted:
@@ -207,7 +209,7 @@ class Run:
 
     def _looked(self, count: int) -> tuple[float, Loss]:
         """Distance and loss on the first selection inputs."""
-        selection, answers, apart, at = self.roles.selection.array(0, count), list[list[Tensor]](), 0.0, 0
+        selection, answers, apart, kl, at = self.roles.selection.array(0, count), list[list[Tensor]](), 0.0, 0.0, 0
         with torch.no_grad():
             for batch in selection.batches():
                 x = torch.from_numpy(batch).to(self.task.device)
@@ -217,12 +219,14 @@ class Run:
                     labels = torch.tensor(selection.labels[at : at + len(x)]).to(x.device)
                 aim = outputs_of(self.teacher(x))
                 apart += len(x) * float(distance(aim, answers[-1], labels, self.own.labels))
+                kl += len(x) * float(distance(aim, answers[-1]))
                 at += len(x)
         outputs = tuple(torch.cat(each).float().cpu().numpy() for each in zip(*answers, strict=True))
         judge = self.judge
         if count < len(self.roles.selection):
             some = tuple(each[:count] for each in judge.reference)
             judge = replace(judge, reference=some, labels=None if judge.labels is None else judge.labels[:count])
+        self.kl = kl / count
         return apart / count, judge.loss(outputs)
 
     def _keeps(self) -> bool:

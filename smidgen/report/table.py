@@ -243,6 +243,8 @@ def _training(result: dict[str, Any]) -> str:
     text = f"trained for {told['epochs']} epochs on {wording.count(told['inputs'])} inputs ({told['seconds']:.0f} s)"
     if not told["kept"]:
         return f"{text}, and left as it was: {told['why']}"
+    if "before" not in told:  # it was trained from the first: there is no plan that it could be compared with
+        return text
     before, after = (wording.number(told[when]["loss"]) for when in ("before", "after"))
     return f"{text}: loss on the selection inputs {before} → {after}"
 
