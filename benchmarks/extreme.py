@@ -156,6 +156,17 @@ def claims_of(name: str, rows: list[dict[str, Any]]) -> list[Claim]:
     return made
 
 
+def table_of(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Every run, the smallest file first."""
+    heads = ["asked", "file", "smaller", "accuracy", "points lost (95 %)", "predicted", "epochs", "training"]
+    return [heads] + [
+        [f"{row['size']:,}", f"{row['nbytes']:,}", f"{row['original_nbytes'] / row['nbytes']:.0f}×",
+         f"{100 * row['accuracy']:.2f} %", f"{row['lost']:.2f} ({row['interval'][0]:.2f} to {row['interval'][1]:.2f})",
+         f"{row['predicted']:,}", str(row["epochs"]), f"{row['training_seconds']:.0f} s"]
+        for row in sorted(rows, key=lambda row: row["nbytes"])
+    ]  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
@@ -176,7 +187,9 @@ def main() -> None:
             runs[name] = [*same, row]
             told = {k: v for k, v in row.items() if k not in ("history", "bytes", "layers")}
             print(told, flush=True)
-            save(args.name, TITLE, joined(before, claims_of(name, runs[name])), runs=runs, threads=args.threads)
+            tables = {each: table_of(rows) for each, rows in runs.items()}
+            claims = joined(before, claims_of(name, runs[name]))
+            save(args.name, TITLE, claims, tables=tables, runs=runs, threads=args.threads)
     show(TITLE, joined(earlier(args.name), []))
 
 
