@@ -148,8 +148,9 @@ def _compress(parser: argparse.ArgumentParser) -> None:
         "--bits", metavar="N", type=int, help="share weights: 2^N values a layer, 1 to 8 (default: the price chooses)"
     )
     parser.add_argument(
-        "--recipe", metavar="NAME", help="a named chain of stages: deep-compression (prune, share, Huffman)"
-    )
+        "--recipe", metavar="NAME",
+        help="a named chain of stages: deep-compression (prune, share, Huffman), or extreme (trained on bits)",
+    )  # fmt: skip
     pruning = parser.add_argument_group("pruning of single weights (by --methods obs unless another is named)")
     pruning.add_argument("--sparsity", metavar="SHARE", help="of the weights that goes: 70%% or 0.7")
     pruning.add_argument("--pattern", metavar="N:M", help="keep N of every M neighbouring input channels: 2:4")

@@ -75,7 +75,7 @@ def read_training(options: argparse.Namespace, base: Training | None = None) -> 
 
 
 def read_recovery(options: argparse.Namespace) -> Training | None:
-    """The training that was asked for by ``--train``, None where it was not.
+    """The training that was asked for by ``--train`` or a recipe that trains, None where it was not.
 
     Raises:
         UserError: a value that cannot be meant, or settings without ``--train``.
@@ -84,6 +84,12 @@ def read_recovery(options: argparse.Namespace) -> Training | None:
     Traceback (most recent call last):
     smidgen.errors.UserError: train: --lr is given without --train; add it, or leave this out
     """
+    if getattr(options, "recipe", None) == "extreme":
+        from smidgen.pipeline.extreme import DEFAULTS
+
+        if options.train or options.gradual:
+            raise UserError("train: the recipe extreme trains by itself; leave --train and --gradual out")
+        return read_training(options, DEFAULTS)
     if not options.train:
         names = (*_SETTINGS, "augment", "time_limit", "checkpoint")
         idle = (

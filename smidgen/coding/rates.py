@@ -52,11 +52,12 @@ class CostModel:
         return self.table[classes, inside] + (sizes - inside) * self.slope[classes]
 
 
-def cost_model(values: Int[np.ndarray, "rows columns"]) -> CostModel:
+def cost_model(values: Int[np.ndarray, "rows columns"], *, even: bool = False) -> CostModel:
     """The rate of weights like these.
 
     Args:
         values: a first rounding of the matrix.
+        even: one scale for all of them, as for a bias, whose rows and columns are single values.
 
     Returns:
         a table over classes of scale, and the class of every weight.
@@ -69,12 +70,13 @@ def cost_model(values: Int[np.ndarray, "rows columns"]) -> CostModel:
     # Half a count in each mean: a row of zeros may still take a one.
     rows = (sizes.sum(axis=1) + 0.5) / (sizes.shape[1] + 1)
     columns = (sizes.sum(axis=0) + 0.5) / (sizes.shape[0] + 1)
-    scale = np.outer(rows, columns) / max(overall, 0.5 / (sizes.size + 1))
+    overall = max(overall, 0.5 / (sizes.size + 1))
+    scale = np.full(sizes.shape, overall) if even else np.outer(rows, columns) / overall
     classes = np.clip(np.floor(4 * np.log2(scale)).astype(np.int64) - _LOWEST, 0, _CLASSES - 1)
     most = min(int(sizes.max(initial=0)) + 1, _MOST_SIZES)
     chances, slope = _laplace(most)
-    counts = np.zeros((_CLASSES, most + 2))
-    np.add.at(counts, (classes, np.minimum(sizes, most + 1)), 1.0)
+    places = classes * (most + 2) + np.minimum(sizes, most + 1)
+    counts = np.bincount(places.ravel(), minlength=_CLASSES * (most + 2)).reshape(_CLASSES, most + 2)
     mixed = counts + _PRIOR_WORTH * chances
     table = -np.log2(mixed[:, :-1] / mixed.sum(axis=1, keepdims=True))
     table[:, 1:] += 1.0

@@ -26,7 +26,7 @@ from smidgen.pipeline.equalise import with_equalised
 from smidgen.pipeline.ledger import parse_limit, with_ledger
 from smidgen.pipeline.micro import with_sources
 from smidgen.pipeline.options import candidates
-from smidgen.pipeline.recipes import recipe_of
+from smidgen.pipeline.recipes import TRAINED, recipe_of, with_training_of
 from smidgen.pipeline.recover import recovery_of, with_training
 from smidgen.pipeline.running import Asked, Methods, guards, run, search
 from smidgen.pipeline.targets import check_given, check_targets
@@ -109,7 +109,9 @@ def compress(
             ``"mcu"`` the whole arena it runs in); where they take more the budget is not met.
         max_flash: the same of the target's file; it is the budget where none is given.
         recipe: a named chain of stages in the place of methods, target and rounding: ``"deep-compression"`` prunes,
-            shares and Huffman-codes, with the bytes of each stage in the record (`smidgen.pipeline.recipes`).
+            shares and Huffman-codes, with the bytes of each stage in the record (`smidgen.pipeline.recipes`);
+            ``"extreme"`` trains every weight as an integer with a price on its bits, for the smallest archives: it
+            needs data, takes a size, ratio or max_drop, and ``train`` says how (`smidgen.pipeline.extreme`).
         train: train what the search found, to answer as the original does: labels are not needed. It is trained on all
             of ``data`` that is neither for selection nor for test; the best epoch by the selection inputs is kept, or
             none. Where points are promised, a plan that loses more than that untrained is tried first.
@@ -134,12 +136,16 @@ def compress(
     """
     started = time.perf_counter()
     if recipe is not None:
-        said = {"methods": methods != "auto", "target": target != "onnx", "rounding": rounding is not None,
-                "training": train is not None}  # fmt: skip
+        said = {
+            "methods": methods != "auto", "target": target not in ("onnx", ("onnx",)), "rounding": rounding is not None,
+            "training": train is not None and recipe not in TRAINED,
+        }  # fmt: skip
         cook = recipe_of(recipe, [name for name, given in said.items() if given], budget or Budget())
-        task = open_task(model, data, test, weights, example, metric, threads, device, seed)
+        trains = recipe in TRAINED
+        task = open_task(model, data, test, weights, example, metric, threads, device, seed, trains=trains)
         _check_budget(budget or Budget(), task, "archive")
-        return cook(task, settings or {}, budget or Budget(), refit, progress)
+        told = with_training_of(recipe, settings or {}, train, checkpoint)
+        return cook(task, told, budget or Budget(), refit, progress)
     targets = tuple(check_targets(target))
     most, flash = parse_limit("max_ram", max_ram), parse_limit("max_flash", max_flash)
     data = None if data is None else as_data(data)
@@ -189,6 +195,9 @@ def apply(
     """
     started = time.perf_counter()
     parsed = plan_from_json(plan)
+    trained = [name for name in parsed.settings if name in TRAINED]
+    if trained:
+        raise PlanError(f"plan: the recipe {trained[0]} trained what it tells of; run the recipe again with its seed")
     seed, refit = (parsed.seed if seed is None else seed), (parsed.refit if refit is None else refit)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)
     if parsed.cut is not None:

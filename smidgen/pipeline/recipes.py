@@ -9,7 +9,7 @@ Every stage is a file that runs, or that unpacks to one to the bit; its bytes an
 are in ``result.json`` under ``stages``.
 
 Differs from the paper: no stage is trained; weights go by curvature, not by size; the values are the optimum of a
-weighted k-means; one width for all layers.
+weighted k-means; one width for all layers. The recipe `extreme` has files of its own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from smidgen.budget import Budget
 from smidgen.errors import PlanError
+from smidgen.pipeline.extreme import extreme
 from smidgen.pipeline.ledger import with_ledger
 from smidgen.pipeline.options import candidates, curvatures_of
 from smidgen.pipeline.targets import huffman_archive
@@ -29,6 +31,7 @@ from smidgen.pipeline.workshop import Workshop
 from smidgen.planning.candidates import Options
 from smidgen.planning.search import Outcome, Trial
 from smidgen.planning.sparsity import pruned_plan
+from smidgen.recover.training import Training
 from smidgen.report.result import Result
 from smidgen.site import Curvature
 
@@ -127,7 +130,10 @@ def _planned(
 
 
 Recipe = Callable[[Task, Settings, Budget, bool, Progress], Result]
-RECIPES: dict[str, Recipe] = {"deep-compression": deep_compression}
+RECIPES: dict[str, Recipe] = {"deep-compression": deep_compression, "extreme": extreme}
+# What a recipe's budget may be, and those that train: they take all inputs that are not held back.
+BUDGETS = {"deep-compression": ("default", "max_drop"), "extreme": ("default", "size", "ratio", "max_drop")}
+TRAINED = ("extreme",)
 
 
 def recipe_of(name: str, given: Sequence[str], budget: Budget) -> Recipe:
@@ -136,20 +142,36 @@ def recipe_of(name: str, given: Sequence[str], budget: Budget) -> Recipe:
     Args:
         name: one of `RECIPES`.
         given: other ways of saying what to do, which a recipe says itself.
-        budget: none, or points.
+        budget: one that it can meet, see `BUDGETS`.
 
     Raises:
         PlanError: there is none, or something is given that it says itself.
 
     >>> recipe_of("deep-compresion", [], Budget())
     Traceback (most recent call last):
-    smidgen.errors.PlanError: recipe: there is no 'deep-compresion'; there are: deep-compression
+    smidgen.errors.PlanError: recipe: there is no 'deep-compresion'; there are: deep-compression, extreme
     """
     if name not in RECIPES:
         raise PlanError(f"recipe: there is no {name!r}; there are: {', '.join(RECIPES)}")
     if given:
         raise PlanError(f"recipe: {name} says {' and '.join(given)} itself; leave {'it' if len(given) == 1 else 'them'}"
                         " out")  # fmt: skip
-    if budget.kind not in ("default", "max_drop"):
-        raise PlanError(f"recipe: {name} has no budget of {budget.kind}; give max_drop, or none")
+    if budget.kind not in BUDGETS[name]:
+        offered = ", ".join(kind for kind in BUDGETS[name] if kind != "default")
+        raise PlanError(f"recipe: {name} has no budget of {budget.kind}; give {offered}, or none")
     return RECIPES[name]
+
+
+def with_training_of(
+    recipe: str, settings: Settings, train: Training | None, checkpoint: str | Path | None
+) -> Settings:  # fmt: skip
+    """Settings of a recipe that trains, with how it trains and where that is kept.
+
+    >>> with_training_of("deep-compression", {}, None, None)
+    {}
+    """
+    if recipe not in TRAINED:
+        return settings
+    own = {**settings.get(recipe, {}), **({} if checkpoint is None else {"checkpoint": str(checkpoint)})}
+    how = settings.get("training", {}) if train is None else train.plain()
+    return {**settings, recipe: own, "training": how}

@@ -15,6 +15,7 @@ from smidgen.budget import FILES, parse_target
 from smidgen.data import Dataset
 from smidgen.errors import BudgetError, DataError
 from smidgen.export.archive import Packed, pack_archive, unpack_archive
+from smidgen.export.archive_views import image_shapes, viewed
 from smidgen.export.executorch import to_executorch, to_executorch_int8
 from smidgen.export.files import write_bytes
 from smidgen.export.halves import halved
@@ -113,14 +114,26 @@ def write_target(target: str, source: Source) -> Path:
 
 
 def _archive(source: Source, path: Path) -> None:
-    model, packed = _packed(source.prepared, source.stored, source.onnx)
-    write_bytes(pack_archive(model, packed), path)
+    write_bytes(packed_archive(source.prepared, source.stored, source.onnx), path)
+
+
+def packed_archive(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> bytes:
+    """The archive of a network.
+
+    Args:
+        prepared, stored: the network's graph, and form and bias of every site.
+        onnx: its ONNX file of floats.
+    """
+    return pack_archive(*_packed(prepared, stored, onnx))
 
 
 def _packed(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> tuple[bytes, dict[str, Packed]]:
     """The ONNX file with its weights' shortest names, and the integers behind them."""
     model, names = shortened(onnx.read_bytes())
     integers = integer_tensors(prepared.base, prepared.sites, stored)
+    for name, form in viewed(stored, image_shapes(prepared.base, prepared.sites)).items():
+        if not integers[f"{name}.weight"].transposed:
+            integers[f"{name}.weight"] = Packed(form)
     return model, {names.get(name, name): each for name, each in integers.items()}
 
 

@@ -58,14 +58,20 @@ def open_task(
     threads: int | None,
     device: str,
     seed: int,
+    *,
+    trains: bool = False,
 ) -> Task:
-    """Open and check everything before any work starts; see `compress` for the arguments."""
+    """Open and check everything before any work starts; see `compress` for the arguments.
+
+    With `trains` all inputs that are held back for nothing else are calibration inputs, not a thousand of them.
+    """
     network = load_network(model, weights)
     given, kept = (None if d is None else as_data(d) for d in (data, test))
     for one in (given, kept):
         if one is not None and network.input_shape:
             check_inputs(one, network.input_shape)
-    roles = None if given is None else split_roles(given, test=kept, seed=seed)
+    most = {"max_calibration": len(given)} if trains and given is not None else {}
+    roles = None if given is None else split_roles(given, test=kept, seed=seed, **most)
     example = _example(network, given or kept, example)
     prepared = prepare(network, example)
     network = replace(network, module=prepared.module)  # the unfolded one is not needed any more

@@ -172,8 +172,15 @@ class Workshop:
                 after.append(outputs_of(realised.model(x)))
         return true_losses(before, after)
 
-    def finish(self, outcome: Outcome, budget: Budget, seconds: float) -> Result:
-        """Verify the chosen file, score it once on the test inputs, and write the record."""
+    def finish(self, outcome: Outcome, budget: Budget, seconds: float, *, alone: bool = True) -> Result:
+        """Verify the chosen file, score it once on the test inputs, and write the record.
+
+        Args:
+            outcome: where the search ended.
+            budget: what was asked for.
+            seconds: that it took.
+            alone: whether each layer's own loss is measured; it says nothing of layers that were trained together.
+        """
         task = self.task
         if outcome.best.nbytes > self.original.stat().st_size:
             outcome = self._original_kept(outcome)
@@ -202,7 +209,7 @@ class Workshop:
         entries = record(
             files, outcome=outcome, budget=budget, options=self.options, refitted=realised.refitted, roles=task.roles,
             test=task.test, seed=task.seed, threads=task.threads, seconds=seconds, name=task.network.name,
-            alone=self._layer_losses(best.plan),
+            alone=self._layer_losses(best.plan) if alone else {},
         )  # fmt: skip
         return Result(
             model=realised.model, plan=best.plan, met=outcome.met, record=entries, files=written,

@@ -50,7 +50,9 @@ def render_table(result: dict[str, Any]) -> Table:
     (['', 'original', 'onnx'], 4)
     """
     files = _files(result)
-    lines = (_channels(result), _pruning(result), _training(result), _prediction(result), _equalised(result), _notes(files))
+    lines = (
+        _channels(result), _pruning(result), _training(result), _prediction(result), _equalised(result), _notes(files),
+    )  # fmt: skip
     notes = "\n".join(line for line in lines if line)
     # Text, not strings: rich would read "[n, 4, 8]" in a name or a reason as markup.
     table = Table(title=Text(_title(result)), title_justify="left", caption=Text(notes), caption_justify="left")
@@ -258,6 +260,8 @@ def _training(result: dict[str, Any]) -> str:
     text = f"trained for {told['epochs']} epochs on {wording.count(told['inputs'])} inputs ({told['seconds']:.0f} s)"
     if not told["kept"]:
         return f"{text}, and left as it was: {told['why']}"
+    if "before" not in told:  # it was trained from the first: there is no plan that it could be compared with
+        return text
     before, after = (wording.number(told[when]["loss"]) for when in ("before", "after"))
     return f"{text}: loss on the selection inputs {before} → {after}"
 

@@ -1,0 +1,38 @@
+"""How far a network's answers are from the original's, and from the labels where there are some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from smidgen.calibrate.answers import LEAST_VARIANCE, as_logits, is_classifier
+
+
+def distance(
+    original: Sequence[Tensor], answers: Sequence[Tensor], labels: Int64[Tensor, " n"] | None = None, share: float = 0.0
+) -> Float[Tensor, ""]:
+    """(1 − share) · KL(original ‖ answers) + share · CE(labels, answers), in nats a sample, to train by.
+
+    Where there are no classes: half the squared error of each output over its variance, as in `true_losses`.
+
+    Args:
+        original: outputs of the network that is imitated.
+        answers: of the one that is trained; the gradient goes there.
+        labels: classes, or None.
+        share: of the labels.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    >>> float(distance([logits], [logits]))
+    0.0
+    """
+    if not is_classifier(original):
+        pairs = [(b, a) for b, a in zip(original, answers, strict=True) if b.is_floating_point()]
+        errors = [0.5 * ((a - b).square().mean() / b.var().clamp_min(LEAST_VARIANCE)) for b, a in pairs]
+        return torch.stack(errors).sum()
+    aim, found = (as_logits(each[0].float()).log_softmax(1) for each in (original, answers))
+    apart = F.kl_div(found, aim, reduction="batchmean", log_target=True)
+    return apart if labels is None or share == 0 else (1 - share) * apart + share * F.nll_loss(found, labels)
