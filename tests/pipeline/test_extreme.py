@@ -143,3 +143,23 @@ def test_what_cannot_be_is_told(trained, asked, error, told):
 def test_inputs_are_needed(trained):
     with pytest.raises(DataError, match="needs inputs"):
         compress(trained, example=torch.zeros(1, 2, 8, 8), recipe="extreme", budget=smidgen.Budget(size=SIZE))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--size", "1kB"], "needs inputs"),
+        (["--train"], "trains by itself"),
+        (["--target", "tflite"], "says target itself"),
+        (["--epochs", "0"], "epochs=0"),
+        (["--time-limit", "soon"], "is no time"),
+        (["--augment", "shave"], "'shave'"),
+    ],
+)
+def test_the_command_line_tells_it_in_one_line(small, asked, told, tmp_path, capsys):
+    model = str(small.save(tmp_path / "given") / "model.onnx")
+    capsys.readouterr()
+    assert main(["compress", model, "-q", "-o", str(tmp_path / "out"), "--recipe", "extreme", *asked]) == 2
+    said = capsys.readouterr().err.strip()
+    assert told in said
+    assert "\n" not in said
