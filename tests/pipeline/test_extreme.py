@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import smidgen
+from smidgen.cli import main
 from smidgen.errors import DataError, PlanError, UserError
 from smidgen.forms import Quantized
 from smidgen.pipeline import apply, compress
@@ -56,7 +57,8 @@ def test_the_archive_unpacks_to_what_was_trained(small, tmp_path):
 
 def test_bytes_were_predicted(small):
     record = small.record
-    assert record["predicted"]["nbytes"] == pytest.approx(record["files"]["archive"]["nbytes"], rel=0.35)  # so few integers that the coder has hardly learnt their sizes
+    # So few integers that the coder has hardly learnt their sizes when they end.
+    assert record["predicted"]["nbytes"] == pytest.approx(record["files"]["archive"]["nbytes"], rel=0.35)
     told = record["training"]["bytes"]
     assert all(abs(row["coded"] / row["predicted"] - 1) < 0.5 for row in told)
     assert len(record["training"]["history"]) == QUICK["training"]["epochs"]
