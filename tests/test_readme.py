@@ -47,7 +47,8 @@ def test_commands_of_the_readme_can_be_typed(command: str) -> None:
 
 
 def test_options_named_in_the_readme_exist() -> None:
-    helps = (ROOT / "smidgen" / "cli" / "parser.py").read_text(encoding="utf-8")
+    cli = ROOT / "smidgen" / "cli"
+    helps = "".join((cli / name).read_text(encoding="utf-8") for name in ("parser.py", "training_options.py"))
     for option in set(re.findall(r"`(--[a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8"))):
         assert f'"{option}"' in helps, option
 
