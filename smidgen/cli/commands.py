@@ -64,6 +64,7 @@ def compress(options: argparse.Namespace) -> int:
             train=training,
             checkpoint=getattr(options, "checkpoint", None),
             gradual=options.gradual,
+            mix=options.mix,
             guard=False if options.allow_slower else True if options.refuse_slower else None,
             **_work(options),
             progress=progress,

@@ -26,6 +26,9 @@ def add_recovery(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training of what was found, to answer as the original does; needs no labels")
     group.add_argument("--train", action="store_true", help="train on all of --data that is not held out")
     group.add_argument("--gradual", action="store_true", help="with --sparsity: remove weights while it trains")
+    group.add_argument(
+        "--mix", metavar="SHARE", type=float, default=1.0, help="the original's share, labels have the rest (1)"
+    )
     _add_settings(group, 5e-4, given_only=True)
 
 
@@ -77,7 +80,7 @@ def read_recovery(options: argparse.Namespace) -> Training | None:
     Raises:
         UserError: a value that cannot be meant, or settings without ``--train``.
 
-    >>> read_recovery(argparse.Namespace(train=False, gradual=False, lr=1e-3))
+    >>> read_recovery(argparse.Namespace(train=False, gradual=False, mix=1.0, lr=1e-3))
     Traceback (most recent call last):
     smidgen.errors.UserError: train: --lr is given without --train; add it, or leave this out
     """
@@ -89,7 +92,11 @@ def read_recovery(options: argparse.Namespace) -> Training | None:
         return read_training(options, DEFAULTS)
     if not options.train:
         names = (*_SETTINGS, "augment", "time_limit", "checkpoint")
-        idle = [name for name in names if hasattr(options, name)] + ["gradual"] * options.gradual
+        idle = (
+            [name for name in names if hasattr(options, name)]
+            + ["gradual"] * options.gradual
+            + ["mix"] * (options.mix != 1)
+        )
         if idle:
             raise UserError(f"train: --{idle[0].replace('_', '-')} is given without --train; add it, or leave this out")
         return None

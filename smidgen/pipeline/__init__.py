@@ -77,6 +77,7 @@ def compress(
     train: Training | None = None,
     checkpoint: str | Path | None = None,
     gradual: bool = False,
+    mix: float = 1.0,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result:
     """Make a trained network smaller within a budget.
@@ -123,9 +124,12 @@ def compress(
         train: train what the search found, to answer as the original does: labels are not needed. It is trained on all
             of ``data`` that is neither for selection nor for test; the best epoch by the selection inputs is kept, or
             none. Where points are promised, a plan that loses more than that untrained is tried first.
-        checkpoint: file in which a training is kept while it runs, and from which it goes on.
+        checkpoint: file in which a training is kept while it runs, and from which it goes on; a second training has one
+            beside it, whose name ends in ``.slower`` or ``.second``.
         gradual: with ``train`` and a pruning: remove weights little by little while it trains, the smallest first,
             in the place of all at once.
+        mix: with ``train``, the share of the original's answers in what is learned; labels, where there are some, have
+            the rest.
         progress: called with (stage, done, total).
 
     Returns:
@@ -159,7 +163,7 @@ def compress(
     budget = budget or Budget(size=flash)
     check_given(targets, task.roles)
     _check_budget(budget, task, targets[0])
-    recovery = None if train is None else recovery_of(task, data, train, checkpoint, gradual)
+    recovery = None if train is None else recovery_of(task, data, train, checkpoint, gradual, mix)
     task = better_equalised(task, targets[0], progress)
     methods = prunings_named(settings) or methods if methods == "auto" else methods
     if methods == "auto" and budget.kind == "default" and bits_named(settings):

@@ -22,13 +22,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from smidgen.budget import Budget, format_size
 from smidgen.calibrate.answers import as_logits, is_classifier, outputs_of
 from smidgen.data import Dataset, split_roles
-from smidgen.errors import DataError, PlanError
+from smidgen.errors import DataError, PlanError, UserError
 from smidgen.forms import FLOATS, Dense, Masked
 from smidgen.measure.memory import release
 from smidgen.methods import Pruning
@@ -39,7 +41,7 @@ from smidgen.planning.plan import Plan
 from smidgen.planning.realise import Realised
 from smidgen.planning.search import Outcome, Trial, keeps
 from smidgen.recover.augment import check_images
-from smidgen.recover.distil import soft_loss, value_loss
+from smidgen.recover.distil import Mixture, need_labels, soft_loss, value_loss
 from smidgen.recover.loop import Fitted, Training, fit
 from smidgen.recover.schedule import LAYERS, Pruner, Schedule
 from smidgen.recover.trainable import filled, read_back, steps_of, trainable
@@ -50,6 +52,8 @@ from smidgen.site import untouched
 TRAINING = Training(epochs=10, lr=5e-4)
 HELD = 4096  # selection inputs that are asked after each epoch at most
 TEMPERATURE = 4.0
+# Of the rate, where it made nothing better: what answers well already needs small steps.
+SLOWER = 0.1
 STEPS_RATE = 10.0  # times that of weights
 LOOSER = 4.0  # times the points promised that a plan may lose before it is trained
 PRUNINGS = 40  # of a gradual schedule …
@@ -65,6 +69,7 @@ class Recovery:
         inputs: trained on: none of them are for selection or test.
         checkpoint: file to go on from.
         gradual: remove weights little by little.
+        mix: the original's share of what is learned from; labels have the rest.
         learned_steps: whether the steps of an archive's integers are trained, which may make it larger.
     """
 
@@ -72,27 +77,41 @@ class Recovery:
     inputs: Dataset
     checkpoint: Path | None = None
     gradual: bool = False
+    mix: float = 1.0
     learned_steps: bool = True
 
-    def again(self, seconds: float) -> Recovery:
-        """The same for another plan, with a checkpoint of its own and the time that is left after so many seconds."""
-        limit, path = self.training.time_limit, self.checkpoint
-        training = self.training if limit is None else replace(self.training, time_limit=max(1.0, limit - seconds))
-        return replace(self, training=training, checkpoint=None if path is None else path.with_name(f"{path.name}.2"))
+    def again(self, what: str, seconds: float, rate: float = 1.0) -> Recovery:
+        """The same once more, with a checkpoint of its own and the time that is left after so many seconds.
+
+        Args:
+            what: is trained: the end of the checkpoint's name.
+            seconds: spent already.
+            rate: times the learning rate.
+        """
+        old, path = self.training, self.checkpoint
+        limit = None if old.time_limit is None else max(1.0, old.time_limit - seconds)
+        training = replace(old, lr=rate * old.lr, time_limit=limit)
+        return replace(self, training=training, checkpoint=path and path.with_name(f"{path.name}.{what}"))
 
 
 def recovery_of(
-    task: Task, data: Dataset | None, training: Training, checkpoint: str | Path | None, gradual: bool
+    task: Task,
+    data: Dataset | None,
+    training: Training,
+    checkpoint: str | Path | None,
+    gradual: bool,
+    mix: float = 1.0,
 ) -> Recovery:
     """What is trained on, checked before any work starts.
 
     Args:
         task: with the data divided.
         data: all that was given; what is neither selection nor test is trained on, calibration inputs among it.
-        training, checkpoint, gradual: see `compress`.
+        training, checkpoint, gradual, mix: see `compress`.
 
     Raises:
-        DataError: no inputs, fewer than a batch, or changes of what is no image.
+        DataError: no inputs, fewer than a batch, changes of what is no image, or no labels where they are needed.
+        UserError: a share that is none, or labels for what is no classifier.
     """
     if data is None or task.roles is None:
         raise DataError("train: there are no inputs to train on; give --data (labels are not needed)")
@@ -102,7 +121,11 @@ def recovery_of(
         raise DataError(f"train: {len(inputs)} inputs are left for training, fewer than a batch of {training.batch}; "
                         f"give more, or --batch {max(1, len(inputs) // 4)}")  # fmt: skip
     check_images(inputs.shape, training.augment)
-    return Recovery(training, inputs, None if checkpoint is None else Path(checkpoint), gradual)
+    mix = need_labels(data, Mixture(mix=mix).mix)
+    with torch.no_grad():
+        if mix < 1 and not is_classifier(outputs_of(task.prepared.module(task.example.to(task.device)))):
+            raise UserError("train: labels are mixed in for classifiers alone; leave the mix out")
+    return Recovery(training, inputs, None if checkpoint is None else Path(checkpoint), gradual, mix)
 
 
 def trained(
@@ -125,7 +148,7 @@ def trained(
     outcome, first = recovered(work, find(LOOSER), budget, recovery)
     if keeps(outcome.best, points):
         return replace(outcome, met=True, note=""), first
-    outcome, told = recovered(work, find(1.0), budget, recovery.again(first["seconds"]))
+    outcome, told = recovered(work, find(1.0), budget, recovery.again("second", first["seconds"]))
     met = keeps(outcome.best, points)
     note = f"after training it loses {outcome.best.points:.2f} ± {outcome.best.error:.2f} points"
     return replace(outcome, met=met, note="" if met else note), {**told, "first": first}
@@ -146,14 +169,18 @@ def recovered(work: Workshop, outcome: Outcome, budget: Budget, recovery: Recove
     before = outcome.best
     realised: Realised = before.carried[0] or work.realised(before.plan)
     before = replace(before, carried=(realised, *before.carried[1:]))
-    start, fitted, changed = (_gradual if recovery.gradual else _trained)(work, before.plan, realised, recovery)
+    train = _gradual if recovery.gradual else _trained
+    start, fitted, changed = train(work, before.plan, realised, recovery)
+    if not recovery.gradual and not _better(fitted, start):
+        recovery = recovery.again("slower", fitted.seconds, SLOWER)
+        start, fitted, changed = train(work, before.plan, realised, recovery)
     release()
     after = work.weighed(before.plan, changed)
     why = _refusal(start, fitted, before, after, work.limit(budget))
     record = {
         "settings": recovery.training.plain(), "inputs": len(recovery.inputs), "gradual": recovery.gradual,
-        **fitted.plain(), "before": {**_told(before), "loss": start}, "after": {**_told(after), "loss": fitted.best},
-        "kept": not why, "why": why or None,
+        "mix": recovery.mix, **fitted.plain(), "before": {**_told(before), "loss": start},
+        "after": {**_told(after), "loss": fitted.best}, "kept": not why, "why": why or None,
     }  # fmt: skip
     if why:
         note = f"trained, but left as it was: {why}"
@@ -163,11 +190,15 @@ def recovered(work: Workshop, outcome: Outcome, budget: Budget, recovery: Recove
 
 def _refusal(start: float, fitted: Fitted, before: Trial, after: Trial, limit: int | None) -> str:
     """Why the trained network is not taken; empty where it is."""
-    if fitted.best is None or not fitted.best < start:
+    if not _better(fitted, start):
         return f"the loss on the selection inputs did not fall ({start:.4g} before)"
     if limit is not None and after.nbytes > limit >= before.nbytes:
         return f"its file would have {format_size(after.nbytes)}, {after.nbytes - limit} bytes more than asked"
     return ""
+
+
+def _better(fitted: Fitted, start: float) -> bool:
+    return fitted.best is not None and fitted.best < start
 
 
 def with_training(result: Result, told: dict[str, Any]) -> Result:
@@ -217,7 +248,7 @@ def _gradual(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery)
     whole = [name for name, module in net.named_modules() if isinstance(module, LAYERS) and name not in pruned]
     pruner = Pruner(net, schedule, protect=whole)
     with torch.no_grad():
-        start = _held(work, filled(realised.model, sites, realised.stored))()
+        start = _held(work, filled(realised.model, sites, realised.stored), recovery.mix)()
     ends = schedule.every * schedule.times
     _, fitted = _fitted(work, net, plan, recovery, hooks=(pruner,), keep=lambda: pruner.steps > ends)
     stored = read_back(net, sites, dense)
@@ -230,17 +261,18 @@ def _fitted(work: Workshop, net: nn.Module, plan: Plan, recovery: Recovery, **mo
     """The loss before, and how the training went."""
     task, training = work.task, recovery.training
     teacher = task.prepared.module
-    held = _held(work, net)
+    held = _held(work, net, recovery.mix)
 
-    def loss(x: Tensor, _labels: Tensor | None) -> Tensor:
+    def loss(x: Tensor, labels: Tensor | None) -> Tensor:
         with torch.no_grad():
             wanted = outputs_of(teacher(x))
-        return _apart(wanted, outputs_of(net(x)))
+        return _mixed(wanted, outputs_of(net(x)), labels, recovery.mix)
 
     net.eval()
     with torch.no_grad():
         start = held()
-    identity = {"plan": hashlib.sha256(plan.to_json().encode()).hexdigest()[:16], "gradual": recovery.gradual}
+    made = hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
+    identity = {"plan": made, "gradual": recovery.gradual, "mix": recovery.mix}
     fitted = fit(
         net, recovery.inputs, loss, training, held=held, checkpoint=recovery.checkpoint, identity=identity,
         device=task.device, progress=work.progress, groups=_groups(net), **more,
@@ -256,18 +288,24 @@ def _groups(net: nn.Module) -> list[dict[str, Any]]:
     return [{"params": others}, {"params": steps, "lr_scale": STEPS_RATE}]
 
 
-def _held(work: Workshop, net: nn.Module) -> Callable[[], float]:
+def _held(work: Workshop, net: nn.Module, mix: float) -> Callable[[], float]:
     """The loss on selection inputs."""
     task = work.task
     assert task.roles is not None
-    batches = kept_batches(task.roles.selection, HELD)
+    batches, labels = kept_batches(task.roles.selection, HELD), task.roles.selection.labels
+    ends = np.cumsum([len(each) for each in batches])
+    aims = (
+        [None] * len(batches)
+        if labels is None
+        else [torch.from_numpy(y).to(task.device) for y in np.split(labels[: ends[-1]].copy(), ends[:-1])]
+    )
     with torch.no_grad():
         before = [outputs_of(task.prepared.module(torch.from_numpy(each).to(task.device))) for each in batches]
 
     def score() -> float:
         after = [outputs_of(net(torch.from_numpy(each).to(task.device))) for each in batches]
-        sums = [len(x) * float(_apart(*pair)) for x, *pair in zip(batches, before, after, strict=True)]
-        return sum(sums) / sum(len(each) for each in batches)
+        told = zip(batches, before, after, aims, strict=True)
+        return sum(len(x) * float(_mixed(b, a, y, mix)) for x, b, a, y in told) / int(ends[-1])
 
     return score
 
@@ -288,8 +326,14 @@ def check_gradual(chosen: Collection[object], target: str, recovery: Recovery | 
         raise PlanError(f"gradual: what it leaves are floats, and {target} holds integers; give target onnx-sparse")
 
 
+def _mixed(before: list[Tensor], after: list[Tensor], labels: Tensor | None, mix: float) -> Tensor:
+    """What is trained on: the distance from the original's answers, and that from the labels."""
+    found = mix * _apart(before, after)
+    return found if labels is None or mix == 1 else found + (1 - mix) * cross_entropy(as_logits(after[0]), labels)
+
+
 def _apart(before: list[Tensor], after: list[Tensor]) -> Tensor:
-    """What is trained on: T² KL at temperature T for classifiers, else half the squared error over its variance."""
+    """T² KL at temperature T for classifiers, else half the squared error over its variance."""
     if is_classifier(before):
         return soft_loss(as_logits(after[0]).float(), as_logits(before[0]).float(), TEMPERATURE)
     return value_loss(after, before, [float(each.float().var()) for each in before])

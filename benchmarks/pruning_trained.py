@@ -1,0 +1,114 @@
+"""Pruning with fine-tuning and nothing else: how few weights LeNet-300-100 and LeNet-5 need, trained on MNIST.
+
+Asked: at least 14 times fewer weights (aim 20) with no loss, where pruning and fine-tuning alone are published with 12
+times fewer for LeNet (Han et al. 2015, arXiv:1506.02626). The smallest weights of all layers together go, little by
+little (arXiv:1710.01878), while the network learns from training digits to answer as it did and as their labels say;
+then what is left trains on at falling rates (arXiv:2003.02389). A fifth of the training digits chooses the epoch; the
+test digits are scored once for each file. Where asked for, the same with all weights removed at once before the
+fine-tuning, and with no training at all.
+
+A run that was stopped goes on where it was; `python benchmarks/lenets.py` trains the networks that are missing.
+
+    python benchmarks/pruning_trained.py
+    python benchmarks/pruning_trained.py --networks lenet_300_100 --times 20 --ways gradual
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+from claims import RESULTS, Claim, earlier, joined, save, show
+from lenets import digits, network
+from sets import MNIST_TEST, MNIST_TRAIN
+
+import smidgen
+from smidgen.recover.training import Training
+
+NAME, TITLE = "pruning_trained", "Pruning and fine-tuning alone, MNIST"
+NETWORKS = ("lenet_300_100", "lenet_5")
+TIMES, AIM = (14, 20), 20  # times fewer weights
+# More epochs where they are short; none was chosen by the test digits.
+TRAININGS = {
+    "lenet_300_100": Training(epochs=60, batch=128, lr=1e-3, schedule="rewind", augment=("shift2",)),
+    "lenet_5": Training(epochs=12, batch=128, lr=1e-3, schedule="rewind", augment=("shift2",)),
+}
+MIX = 0.5  # the original's answers, and the labels
+# Way by name: the method that chooses weights, whether it is trained, and whether little by little.
+WAYS = {"gradual": ("magnitude", True, True), "at once": ("obs", True, False), "untrained": ("obs", False, False)}
+
+
+def pruned(name: str, times: float, way: str, epochs: int | None, threads: int, seed: int) -> dict[str, Any]:
+    """One network with so many times fewer weights: written, and scored on the test digits."""
+    method, trains, gradual = WAYS[way]
+    training = TRAININGS[name]
+    values = {**training.plain(), "epochs": epochs or training.epochs, "seed": seed}
+    folder = RESULTS / NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / f"{name}-{times:g}-{way.replace(' ', '-')}.checkpoint"
+    result = smidgen.compress(
+        network(name, threads=threads), digits(MNIST_TRAIN), test=digits(MNIST_TEST), target="onnx-sparse",
+        settings={method: {"sparsity": 1 - 1 / times}}, threads=threads, seed=seed,
+        train=Training.from_plain(values) if trains else None, gradual=gradual, mix=MIX if trains else 1.0,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+    checkpoint.unlink(missing_ok=True)
+    record, told = result.record, result.record.get("training", {})
+    keys = ("nbytes", "accuracy", "loss_points", "loss_interval", "agreement", "kl")
+    return {
+        "network": name, "times": record["pruning"]["weights"] / record["pruning"]["survivors"], "way": way,
+        "weights": record["pruning"]["weights"], "survivors": record["pruning"]["survivors"],
+        "original": {key: record["original"][key] for key in ("nbytes", "accuracy")},
+        "files": {t: {key: record["files"][t][key] for key in keys} for t in ("onnx-sparse", "archive")},
+        "layers": {layer["name"]: layer["sparsity"] for layer in record["layers"]},
+        "training": {key: told.get(key) for key in ("settings", "kept", "why", "before", "after", "best_epoch")},
+        "seconds": told.get("seconds", 0.0),
+    }  # fmt: skip
+
+
+def claim_of(row: dict[str, Any]) -> Claim:
+    """One line: how much was lost."""
+    file = row["files"]["onnx-sparse"]
+    low, high = file["loss_interval"]
+    asked = f"{'aim ' * (round(row['times']) >= AIM)}no loss" if row["way"] == "gradual" else ""
+    return Claim(
+        f"{row['network']}, {row['times']:.1f}x fewer weights, {row['way']}", asked,
+        f"{row['survivors']} of {row['weights']} weights; {100 * row['original']['accuracy']:.2f} % → "
+        f"{100 * file['accuracy']:.2f} %, lost {file['loss_points']:.2f} (95 %: {low:.2f} to {high:.2f}); "
+        f"{file['nbytes'] / 1000:.1f} kB sparse, archive {row['files']['archive']['nbytes'] / 1000:.1f} kB; "
+        f"trained {row['seconds']:.0f} s",
+        file["loss_points"] <= 1e-9 if asked else None,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--times", nargs="+", type=float, default=list(TIMES), help="fewer weights")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["gradual"])
+    parser.add_argument("--epochs", type=int, help="of training, instead of those of each network")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    before = earlier(NAME)
+    runs: dict[str, dict[str, Any]] = dict(before.get("runs", {}))
+    claims = joined(before, [])
+    for name in args.networks:
+        for times in args.times:
+            for way in args.ways:
+                key = f"{name} {times:g} {way} {args.epochs or 'as usual'} {args.seed}"
+                if key not in runs:
+                    started = time.perf_counter()
+                    runs[key] = pruned(name, times, way, args.epochs, args.threads, args.seed)
+                    print(f"{key}: {time.perf_counter() - started:.0f} s in all", flush=True)
+                claim = claim_of(runs[key])
+                claims = joined({"claims": [vars(each) for each in claims]}, [claim])
+                save(NAME, TITLE, claims, threads=args.threads, seed=args.seed, runs=runs)
+    show(TITLE, claims)
+
+
+if __name__ == "__main__":
+    main()
