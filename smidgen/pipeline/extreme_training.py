@@ -17,6 +17,7 @@ from torch import Tensor
 from smidgen.calibrate.answers import outputs_of
 from smidgen.errors import PlanError
 from smidgen.export.archive import describe_archive
+from smidgen.export.archive_views import image_shapes
 from smidgen.export.onnx import write
 from smidgen.export.prepare import Prepared
 from smidgen.forms import Dense, Quantized, dense
@@ -102,7 +103,7 @@ class Run:
         self.task, self.own, self.aim, self.judge, self.folder, self.progress = task, own, aim, judge, folder, progress
         self.roles, self.teacher = task.roles, task.prepared.module
         self.prepared, self.module = task.prepared, copy.deepcopy(task.prepared.module)
-        self.entropy = Entropy(self.module, self._layers())
+        self.entropy = self._entropy()
         self.training = self._within_time(training)
         self.parts = parts_of(self.training.epochs) if own.cut else [self.training.epochs]
         self.price = self._price()
@@ -111,8 +112,10 @@ class Run:
         self.lost = Loss(math.inf, math.inf, math.inf, "")
         self.apart, self.kl, self.coded = math.inf, math.inf, 0
 
-    def _layers(self) -> list[str]:
-        return [site.name for site in self.prepared.sites if trained(site)]
+    def _entropy(self, steps: Mapping[str, float] | None = None) -> Entropy:
+        sites = self.prepared.sites
+        layers = [site.name for site in sites if trained(site)]
+        return Entropy(self.module, layers, steps, image_shapes(self.prepared.base, sites))
 
     def _price(self) -> Price:
         beside = 0 if self.aim.size is None else self._beside()
@@ -230,7 +233,7 @@ class Run:
         if smaller is None:
             return
         self.prepared, self.module = smaller, copy.deepcopy(smaller.module).to(self.task.device)
-        self.entropy = Entropy(self.module, self._layers(), steps)
+        self.entropy = self._entropy(steps)
         self.price.goes_on(self.entropy)
         self.module.eval()
 
