@@ -232,7 +232,8 @@ class Run:
         smaller = without_silent(replace(self.task, prepared=self.prepared), stored, integers)
         if smaller is None:
             return
-        self.prepared, self.module = smaller, copy.deepcopy(smaller.module).to(self.task.device)
+        smaller.module.to(self.task.device)
+        self.prepared, self.module = smaller, copy.deepcopy(smaller.module)
         self.entropy = self._entropy(steps)
         self.price.goes_on(self.entropy)
         self.module.eval()
