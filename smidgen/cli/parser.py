@@ -243,6 +243,8 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         "--body-rate", metavar="SHARE", type=float, default=0.1, help="of the learning rate, for all other layers (0.1)"
     )
     add_training(parser)
+    _add_budget(parser, "compress it in the same call (one of these; the float network goes into transferred/)")
+    parser.add_argument("--target", default="onnx", help="file the budget binds, as for compress")
     _add_output(parser)
 
 
@@ -355,8 +357,8 @@ def _add_data(parser: argparse.ArgumentParser, *, test: bool = True, split: str 
     pixels.add_argument("--preprocess", metavar="FILE.toml", help="all of these in a file")
 
 
-def _add_budget(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("budget (one of these)")
+def _add_budget(parser: argparse.ArgumentParser, told: str = "budget (one of these)") -> None:
+    group = parser.add_argument_group(told)
     group.add_argument("--size", metavar="SIZE", help="bytes of the written file: 200kB, 64KiB")
     group.add_argument("--ratio", metavar="TIMES", help="original bytes / written bytes: 6")
     group.add_argument("--max-drop", metavar="POINTS", help="percentage points of the metric that may be lost: 0.5%%")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from smidgen.cli.commands import common, print_json
+from smidgen.cli.commands import common, print_json, save, tell
 from smidgen.cli.folder import output_folder, undisturbed
-from smidgen.cli.inputs import open_sets
+from smidgen.cli.inputs import open_sets, read_budget
 from smidgen.cli.progress import Progress
 from smidgen.cli.training_options import read_training
-from smidgen.data import Dataset
 from smidgen.errors import UserError
 from smidgen.report.training import Trained
 
 DONE = 0
-Work = Callable[[Dataset, Dataset | None, Progress], Trained]
+FLOAT = "transferred"  # folder of the float network, where it was compressed in the same call
+Work = Callable[[Any, Any, Progress], Trained]
 
 
 def distil(options: argparse.Namespace) -> int:
@@ -41,26 +43,50 @@ def transfer(options: argparse.Namespace) -> int:
         options.model, data, classes=options.classes, training=training, freeze_epochs=options.freeze_epochs,
         body_rate=options.body_rate, test=test, weights=options.weights, metric=options.metric,
         checkpoint=options.checkpoint, progress=progress, **settings,
-    ))  # fmt: skip
+    ), _compression(options, settings))  # fmt: skip
 
 
-def _run(options: argparse.Namespace, given: tuple[str | None, ...], work: Work) -> int:
+def _compression(options: argparse.Namespace, settings: dict[str, Any]) -> Callable[..., Any] | None:
+    """What compresses a written network, where a budget was given; a wrong one is told before the work starts."""
+    from smidgen import pipeline
+    from smidgen.pipeline.targets import check_targets
+
+    budget = read_budget(options)
+    if budget is None:
+        return None
+    targets = check_targets(options.target.split(","))
+    return lambda path, data, test, progress: pipeline.compress(
+        path, data, test=test, budget=budget, target=targets, metric=options.metric, progress=progress, **settings
+    )
+
+
+def _run(
+    options: argparse.Namespace, given: tuple[str | None, ...], work: Work, further: Callable[..., Any] | None = None
+) -> int:
     from smidgen.recover.processes import leads
 
     if options.data is None:
         raise UserError(f"{options.command}: it needs inputs to learn from; give --data")
     with output_folder(options.output, *given) as folder, Progress(options.quiet or not leads()) as progress:
         data, test = open_sets(options)
-        assert data is not None  # named above
         result = work(data, test, progress)
         if not leads():  # of several processes one tells and writes
             return DONE
+        place = folder if further is None else folder / FLOAT
         with undisturbed():
-            result.save(folder)
-    if options.json:
+            result.save(place)
+        smaller = None
+        if further is not None:
+            smaller = further(place / "model.onnx", data, test, progress)
+            save(smaller, folder)
+    if smaller is None and options.json:
         print_json(result.record)
-        return DONE
+    elif not options.json:
+        _tell(result, place)
+    return DONE if smaller is None else tell(smaller, folder, options)
+
+
+def _tell(result: Trained, place: Path) -> None:
     print(result.table())
     print(result.verdict())
-    print(f"files: {', '.join(str(folder / name) for name in ('model.onnx', 'model.safetensors', 'result.json'))}")
-    return DONE
+    print(f"files: {', '.join(str(place / name) for name in ('model.onnx', 'model.safetensors', 'result.json'))}")

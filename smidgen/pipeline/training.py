@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from smidgen.data import Dataset, Roles, check_inputs, check_labels, split_roles
+from smidgen.errors import UserError
 from smidgen.export.onnx import write
 from smidgen.export.prepare import prepare
 from smidgen.export.verify import verify
@@ -144,7 +145,14 @@ def finish(
         training, fitted: how it was trained.
         comparable: False where the two answer other questions.
         about: what else the record says.
+
+    Raises:
+        UserError: nothing was learned, for the loss exploded from the first epoch on.
     """
+    if fitted.stopped == "nan" and fitted.best is None:
+        raise UserError(
+            "train: the loss exploded in the first epoch, at every rate tried; give a lower --lr, or look at the inputs"
+        )
     first, path = next(iter(files.values())), list(files.values())[-1]
     found: dict[str, Measured] = {}
     for name, each in files.items():

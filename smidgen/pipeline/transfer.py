@@ -60,7 +60,7 @@ def transfer(
         body_rate: learning rate of the other layers, as a share of the new one's; 0 never changes them.
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
         weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
-        metric: replaces accuracy; see `smidgen.compress`.
+        metric: replaces accuracy in the files' scores; see `smidgen.compress`.
         checkpoint: file to go on from, if it is there, and to write; the new layer's own is beside it.
         threads: for torch and onnxruntime; what torch uses when None.
         device: where torch computes: ``cpu`` or ``cuda``.
@@ -107,6 +107,7 @@ def transfer(
         return finish(
             ground, files, work.net, training, fitted[-1], comparable=False, kind="transfer", name=network.name,
             asked=asked, head=fitted[0].plain() if freeze_epochs else None,
+            kept=work.kept if body_rate else "head",
         )  # fmt: skip
 
 
@@ -125,6 +126,7 @@ class _Work:
     ) -> None:
         self.ground, self.net, self.training, self.device = ground, net, training, device
         self.head, self.digest, self.progress = net.get_submodule(head), digest, progress
+        self.kept = "all"  # whose weights came back: those of all layers' training, or of the new one's alone
 
     def train(self, freeze_epochs: int, body_rate: float, checkpoint: Path | None) -> list[Fitted]:
         """Both parts, the new layer's own first."""
@@ -148,8 +150,9 @@ class _Work:
             groups = [{"params": list(self.head.parameters())}, {"params": body, "lr_scale": body_rate}]
             every = self._within(self.training, self.training.epochs / epochs)
             done.append(self._fit(self.net, every, groups, checkpoint, "all layers, "))
-            if best and (done[1].best is None or (done[0].best or 0.0) < done[1].best):
+            if best and _better(done[0].best, done[1].best):
                 self.net.load_state_dict(best)
+                self.kept = "head"
         self.net.eval()
         return done
 
@@ -169,6 +172,10 @@ class _Work:
     def _within(self, training: Training, share: float) -> Training:
         limit = self.training.time_limit
         return training if limit is None else replace(training, time_limit=limit * share)
+
+
+def _better(one: float | None, other: float | None) -> bool:
+    return one is not None and (other is None or one < other)
 
 
 def _at_size(network: Network, ground: Ground) -> Network:

@@ -57,7 +57,7 @@ def value_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], variances: 
     1.0
     """
     pairs = zip(student, teacher, variances, strict=True)
-    found = [0.5 * (s - t).square().mean() / max(v, LEAST_VARIANCE) for s, t, v in pairs if t.is_floating_point()]
+    found = [0.5 * (s - t).square().mean() / max(v, LEAST_VARIANCE) for s, t, v in pairs]
     return torch.stack(found).mean()
 
 
@@ -97,13 +97,15 @@ class Teaching:
 
     Raises:
         DataError: the two have other outputs.
-        UserError: labels mixed into what is no classifier, or no features that go together.
+        UserError: labels mixed into what is no classifier, no features that go together, or no scores at all.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, mixture: Mixture, example: Tensor) -> None:
         self.teacher, self.student, self.mixture = teacher.eval().requires_grad_(False), student, mixture
         wanted, given = _answers(teacher, example), _answers(student, example)
         _check_outputs(wanted, given)
+        if not any(each.is_floating_point() for each in wanted):
+            raise UserError("distil: the networks answer with whole numbers; have them give scores to learn from")
         self.classifier = is_classifier(wanted)
         if not self.classifier and mixture.mix < 1:
             raise UserError("distil: labels are mixed in for classifiers alone; give mix=1 for this network")
@@ -124,7 +126,7 @@ class Teaching:
         return self._loss(given, wanted, labels) + self.mixture.features * hints.loss(heard)
 
     def _loss(self, given: Outputs, wanted: Outputs, labels: Tensor | None) -> Tensor:
-        given = [each.float() for each in given]  # under mixed precision they are bfloat16
+        given, wanted = ([each.float() for each in side] for side in (given, wanted))  # bfloat16, if mixed
         if not self.classifier:
             return value_loss(given, wanted, self.variances)
         mix, logits = self.mixture.mix, as_logits(given[0])
@@ -146,12 +148,12 @@ class Teaching:
         for part in inputs.batches(batch):
             found = [each.cpu() for each in _answers(self.teacher, torch.from_numpy(part).to(self._device))]
             nbytes += sum(each.nbytes for each in found)
-            if nbytes <= KEPT_NBYTES and all(len(each) == len(part) for each in found):
-                kept.append(found)
+            if kept and nbytes > KEPT_NBYTES:
+                break
+            kept.append(found)
         together = [torch.cat(each) for each in zip(*kept, strict=True)]
-        self.variances = [float(each.float().var()) if len(each) > 1 else 1.0 for each in together]
-        complete = together and all(len(each) == len(inputs) for each in together)
-        return together if complete else []
+        self.variances = [float(each.float().var()) if each.numel() > 1 else 1.0 for each in together]
+        return together if nbytes <= KEPT_NBYTES and all(len(each) == len(inputs) for each in together) else []
 
     def score(self, inputs: Dataset, wanted: Sequence[Tensor]) -> float:
         """On inputs the student does not learn from; lower is better.
@@ -166,7 +168,7 @@ class Teaching:
         """
         given = answers(self.student, inputs)
         if not self.classifier:
-            return float(value_loss(given, wanted, self.variances))
+            return float(value_loss(given, [each.float() for each in wanted], self.variances))
         logits, aims = as_logits(given[0]), as_logits(wanted[0])
         if inputs.labels is not None:
             return class_score(logits, torch.from_numpy(inputs.labels.copy()))

@@ -140,8 +140,15 @@ def fit(
     made = None if checkpoint is None else fingerprint(model, inputs, training, hooks, identity or {})
     holding = Holding(model, _groups(model, groups, training), training, hooks)
     run = _Run(model, loss, training, feed, team, holding, held, keep, progress)
-    with torch.random.fork_rng(devices=[team.device] if team.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=_cuda(team.device)):
         return run.train(None if checkpoint is None or made is None else _Saving(checkpoint, made))
+
+
+def _cuda(device: torch.device) -> list[int]:
+    """The card whose random numbers are drawn from, besides the host's."""
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.current_device() if device.index is None else device.index]
 
 
 def _groups(model: nn.Module, groups: Sequence[Mapping[str, Any]] | None, training: Training) -> list[dict[str, Any]]:
@@ -271,8 +278,7 @@ class _Run:
         norm = holding.clip(training.clip)
         # One message between processes says both: what the loss is and whether time is up.
         late = training.time_limit is not None and self._elapsed() > training.time_limit
-        told = self.team.mean(torch.stack([loss.detach().double(), torch.tensor(float(late)).to(loss).double()]))
-        value, stop = told.tolist()
+        value, stop = self.team.mean(loss.item(), float(late))
         first = books.first = value if books.first is None else books.first
         if not (math.isfinite(value) and math.isfinite(norm)) or abs(value) > EXPLODED * max(1.0, abs(first)):
             raise _Exploded
@@ -293,7 +299,7 @@ class _Run:
         with torch.no_grad():
             score = float(self.held())
         self.model.train()
-        return float(self.team.mean(torch.tensor(score, dtype=torch.float64, device=self.team.device)))
+        return self.team.mean(score)[0]
 
     def _close(self, score: float | None, partial: bool = False) -> None:
         """Remember the weights if they are the best yet."""
@@ -318,6 +324,7 @@ class _Run:
 
     def _finish(self) -> Fitted:
         books = self.books
+        self.team.wait()  # for the checkpoint that the first of them writes
         if self.best is not None:
             self.holding.load_weights(self.best)
         self.model.eval()
@@ -344,16 +351,15 @@ class _Run:
     def _save(self) -> None:
         now = time.monotonic()
         self.books.seconds, self.clock, self.saved = self._elapsed(), now, now
-        if self.saving is None:
+        # No process waits for another here: their clocks differ, and so may what they think is due.
+        if self.saving is None or self.team.rank != 0:
             return
-        if self.team.rank == 0:
-            state: dict[str, Any] = {"books": asdict(self.books), "now": self.holding.state()}
-            if self.books.step:
-                state["start"] = self.start
-            if self.best is not None:
-                state["best"] = self.best
-            write_checkpoint(self.saving.path, state, self.saving.made)
-        self.team.wait()
+        state: dict[str, Any] = {"books": asdict(self.books), "now": self.holding.state()}
+        if self.books.step:
+            state["start"] = self.start
+        if self.best is not None:
+            state["best"] = self.best
+        write_checkpoint(self.saving.path, state, self.saving.made)
 
     def _resume(self) -> None:
         state = None if self.saving is None else read_checkpoint(self.saving.path, self.saving.made)

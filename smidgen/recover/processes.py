@@ -12,7 +12,7 @@ import os
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from smidgen.errors import LoadError
 
@@ -29,7 +29,7 @@ class Processes(Protocol):
         """The module whose backward pass gives every process the mean gradient."""
         ...
 
-    def mean(self, values: Tensor) -> Tensor:
+    def mean(self, *values: float) -> list[float]:
         """Of each value over the processes."""
         ...
 
@@ -55,9 +55,9 @@ class Alone:
         """As it is."""
         return loss
 
-    def mean(self, values: Tensor) -> Tensor:
+    def mean(self, *values: float) -> list[float]:
         """As they are."""
-        return values
+        return list(values)
 
     def wait(self) -> None:
         """For no one."""
@@ -88,9 +88,10 @@ class Together:
         """The module in a wrapper that averages gradients."""
         return self._accelerator.prepare(loss)
 
-    def mean(self, values: Tensor) -> Tensor:
+    def mean(self, *values: float) -> list[float]:
         """Of each value over the processes."""
-        return self._accelerator.reduce(values, reduction="mean")
+        told = torch.tensor(values, dtype=torch.float64, device=self.device)
+        return self._accelerator.reduce(told, reduction="mean").tolist()
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -50,7 +50,8 @@ class Trained:
         """What came out, in a sentence."""
         first, *_, last = self.files.values()
         fitted = self.record["fitted"]
-        told = f"{fitted['epochs']} epochs in {duration(fitted['seconds'])}{_STOPPED[fitted['stopped']]}: "
+        told = f"{fitted['epochs']} epoch{'' if fitted['epochs'] == 1 else 's'} in {duration(fitted['seconds'])}"
+        told += f"{_STOPPED[fitted['stopped']]}: "
         told += f"{wording.size(first.nbytes)} → {wording.size(last.nbytes)}, {first.nbytes / last.nbytes:.1f}× smaller"
         test = last.test or {}
         if test.get("score") is not None:

@@ -156,6 +156,8 @@ def test_mistakes_are_told_before_the_training(trained, tmp_path):
         distil(trained, student(), x, temperature=0.0)
     with pytest.raises(DataError, match=r"outside 0\.\.3"):
         distil(trained, student(), (x[0], x[1] + 9), training=TRAINING)
+    with pytest.raises(UserError, match="exploded in the first epoch"):
+        distil(trained, student(), x[0], training=Training(epochs=2, batch=16, lr=1e30))
     (tmp_path / "run.ckpt").write_bytes(b"no checkpoint")
     with pytest.raises(SmidgenError, match="cannot be read"):
         distil(trained, student(), x, training=TRAINING, checkpoint=tmp_path / "run.ckpt")

@@ -144,6 +144,13 @@ def test_features_are_projected_where_widths_differ_and_can_be_learned():
     assert student.training
 
 
+class ArgMax(nn.Module):
+    """Answers with the class's number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.argmax(1)
+
+
 def test_what_cannot_be_is_told():
     x = torch.zeros(1, 6)
     with pytest.raises(DataError, match=r"answers with \[3\] for each input and the teacher with \[4\]"):
@@ -152,6 +159,9 @@ def test_what_cannot_be_is_told():
         Teaching(mlp(8, outputs=1), mlp(3, outputs=1), Mixture(mix=0.5), x)
     with pytest.raises(UserError, match="no layers of the two"):
         Teaching(nn.Sequential(nn.Linear(6, 4)), mlp(3), Mixture(features=1.0), x)
+    numbers = nn.Sequential(mlp(8), ArgMax())
+    with pytest.raises(UserError, match="whole numbers"):
+        Teaching(numbers, numbers, Mixture(mix=1.0), x)
     for wrong in ({"temperature": 0.0}, {"mix": 1.5}, {"features": -1.0}):
         with pytest.raises(UserError, match=f"distil: {next(iter(wrong))}="):
             Mixture(**wrong)

@@ -223,6 +223,16 @@ def test_a_checkpoint_of_another_run_is_refused_and_stays(tmp_path):
     assert place.read_bytes() == written
 
 
+def test_a_checkpoint_of_another_version_is_refused_and_stays(tmp_path):
+    place = tmp_path / "run.ckpt"
+    run(place)
+    torch.save({**torch.load(place, weights_only=True), "version": 99}, place)
+    written = place.read_bytes()
+    with pytest.raises(DataError, match="of version 99 and this is 1"):
+        run(place)
+    assert place.read_bytes() == written
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "other"])
 def test_a_damaged_checkpoint_is_refused_and_stays(tmp_path, damage):
     place = tmp_path / "run.ckpt"
