@@ -85,7 +85,7 @@ CASES = {
     ),
     "resnet20": Case(
         lambda: str(sets.model("resnet20_cifar10_jpegft.onnx")), photos, 48000, 0.005, 34000,
-        {"epochs": 30, "augment": ["shift4", "flip"], "precision": "mixed"}, {}, beside=True,
+        {"epochs": 30, "lr": 5e-4, "augment": ["shift4", "flip"], "precision": "mixed"}, {}, beside=True,
     ),
 }  # fmt: skip
 

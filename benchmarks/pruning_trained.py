@@ -33,7 +33,7 @@ TIMES, AIM = (14, 20), 20  # times fewer weights
 # More epochs where they are short; none was chosen by the test digits.
 TRAININGS = {
     "lenet_300_100": Training(epochs=60, batch=128, lr=1e-3, schedule="rewind", augment=("shift2",)),
-    "lenet_5": Training(epochs=12, batch=128, lr=1e-3, schedule="rewind", augment=("shift2",)),
+    "lenet_5": Training(epochs=10, batch=128, lr=1e-3, schedule="rewind", augment=("shift2",)),
 }
 MIX = 0.5  # the original's answers, and the labels
 # Way by name: the method that chooses weights, whether it is trained, and whether little by little.
@@ -44,10 +44,11 @@ def pruned(name: str, times: float, way: str, epochs: int | None, threads: int, 
     """One network with so many times fewer weights: written, and scored on the test digits."""
     method, trains, gradual = WAYS[way]
     training = TRAININGS[name]
-    values = {**training.plain(), "epochs": epochs or training.epochs, "seed": seed}
+    epochs = epochs or training.epochs
+    values = {**training.plain(), "epochs": epochs, "seed": seed}
     folder = RESULTS / NAME
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / f"{name}-{times:g}-{way.replace(' ', '-')}.checkpoint"
+    checkpoint = folder / f"{name}-{times:g}-{way.replace(' ', '-')}-{epochs}-{seed}.checkpoint"
     result = smidgen.compress(
         network(name, threads=threads), digits(MNIST_TRAIN), test=digits(MNIST_TEST), target="onnx-sparse",
         settings={method: {"sparsity": 1 - 1 / times}}, threads=threads, seed=seed,

@@ -23,7 +23,7 @@ import gender_cnn
 import numpy as np
 import sets
 import torch
-from claims import Claim, save, show
+from claims import RESULTS, Claim, earlier, joined, save, show
 from mobile import auc_of
 from mobile_peers import write_network
 
@@ -179,10 +179,12 @@ def main() -> None:
             results[name] = {"seconds": seconds, **measured(files, test, metric, args.threads)}
         claims += claims_of(name, {file: one for file, one in results[name].items() if file != "seconds"})
         print(f"{name}: {seconds:.0f} s", flush=True)
-        # After each network: a run that is cut short keeps what it has measured.
-        saved = save("tflite", TITLE, claims, threads=args.threads, seed=args.seed, runs=results)
+        # After each network: a run that is cut short keeps what it has measured, and what was measured before it.
+        before = earlier("tflite")
+        runs = {**before.get("runs", {}), **results}
+        save("tflite", TITLE, joined(before, claims), threads=args.threads, seed=args.seed, runs=runs)
     show(TITLE, claims)
-    print(saved)
+    print(RESULTS / "tflite.json")
 
 
 if __name__ == "__main__":

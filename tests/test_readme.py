@@ -47,8 +47,8 @@ def test_commands_of_the_readme_can_be_typed(command: str) -> None:
 
 
 def test_options_named_in_the_readme_exist() -> None:
-    sources = [ROOT / "smidgen" / "cli" / name for name in ("parser.py", "training_options.py")]
-    helps = "".join(source.read_text(encoding="utf-8") for source in sources)
+    cli = ROOT / "smidgen" / "cli"
+    helps = "".join((cli / name).read_text(encoding="utf-8") for name in ("parser.py", "training_options.py"))
     for option in set(re.findall(r"`(--[a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8"))):
         assert f'"{option}"' in helps, option
 

@@ -33,19 +33,19 @@ def add_recovery(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(group: Any, lr: float, *, given_only: bool = False) -> None:
-    def add(name: str, metavar: str, default: Any, text: str, kind: Any = str) -> None:
+    def add(name: str, metavar: str | None, default: Any, text: str, kind: Any = str, **more: Any) -> None:
         shown = argparse.SUPPRESS if given_only else default
-        group.add_argument(name, metavar=metavar, type=kind, default=shown, help=text)
+        group.add_argument(name, metavar=metavar, type=kind, default=shown, help=text, **more)
 
     add("--epochs", "N", 10, "passes over the data (10)", int)
     add("--batch", "N", 128, "inputs of a step (128)", int)
     add("--lr", "RATE", lr, f"highest learning rate ({lr:g})", float)
-    add("--optimizer", "NAME", "adamw", "adamw (the default) or sgd")
-    add("--schedule", "NAME", "cosine", "of the rate: cosine, constant or rewind")
+    add("--optimizer", None, "adamw", "(adamw)", choices=("adamw", "sgd"))
+    add("--schedule", None, "cosine", "of the rate", choices=("cosine", "constant", "rewind"))
     add("--weight-decay", "SHARE", 0.0, "of weights, not of biases (0)", float)
     add("--augment", "NAMES", None, "change images anew each time: shift2,flip,zoom20,turn10")
     add("--patience", "N", None, "epochs without a better one after which it stops", int)
-    add("--precision", "NAME", "float32", "float32 (the default) or mixed")
+    add("--precision", None, "float32", "of computing", choices=("float32", "mixed"))
     add("--time-limit", "TIME", None, "of training: 90s, 10min, 2h")
     add("--checkpoint", "FILE", None, "to go on from, if it is there, and to write")
 

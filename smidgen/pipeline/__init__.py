@@ -115,7 +115,8 @@ def compress(
         train: train what the search found, to answer as the original does: labels are not needed. It is trained on all
             of ``data`` that is neither for selection nor for test; the best epoch by the selection inputs is kept, or
             none. Where points are promised, a plan that loses more than that untrained is tried first.
-        checkpoint: file in which a training is kept while it runs, and from which it goes on.
+        checkpoint: file in which a training is kept while it runs, and from which it goes on; a second training has one
+            beside it, whose name ends in ``.slower`` or ``.second``.
         gradual: with ``train`` and a pruning: remove weights little by little while it trains, the smallest first,
             in the place of all at once.
         mix: with ``train``, the share of the original's answers in what is learned; labels, where there are some, have

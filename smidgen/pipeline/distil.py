@@ -95,6 +95,8 @@ def distil(
     >>> result.model(torch.zeros(1, 8)).shape, list(result.files)
     (torch.Size([1, 3]), ['teacher', 'student'])
     """
+    if search < 0:
+        raise UserError(f"distil: search={search} is no number of trials; give 0 or more")
     training = replace(training or Training(), seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -103,14 +105,14 @@ def distil(
     ground = open_ground(master, data, test, metric, threads, seed)
     share = need_labels(ground.learned, mix)
     with Threads(ground.threads):
-        lesson = _Lesson(ground, master, pupil, training, device, None if checkpoint is None else Path(checkpoint))
+        lesson = _Lesson(ground, master, pupil, device, None if checkpoint is None else Path(checkpoint))
         chosen = Mixture(temperature, share if lesson.classifier or mix is not None else 1.0, features)
         lesson.rehearse(chosen)
         trials: list[dict[str, Any]] = []
         if search:
             chosen, training, trials = _search(lesson, chosen, training, search, progress)
         fitted = lesson.fit(pupil.module, chosen, training, lesson.checkpoint, progress)
-        for number in range(len(trials)):  # not before: a run that is killed here goes through them at once
+        for number in range(search):  # not before: a run that is killed here goes through them at once
             if lesson.checkpoint is not None:
                 _place(lesson.checkpoint, number + 1).unlink(missing_ok=True)
         return lesson.finish(chosen, training, fitted, trials)
@@ -123,7 +125,6 @@ class _Lesson:
     ground: Ground
     teacher: Network
     student: Network
-    training: Training
     device: str
     checkpoint: Path | None
 
@@ -200,7 +201,7 @@ def _search(
         rate = trial.suggest_float("lr", training.lr * RATES[0], training.lr * RATES[1], log=True)
         temperature = trial.suggest_float("temperature", *TEMPERATURES, log=True) if lesson.classifier else 1.0
         mix = trial.suggest_float("mix", *MIXES) if labelled else first.mix
-        mixture, number = Mixture(temperature, mix, first.features), len(done) + 1
+        mixture, number = Mixture(temperature, mix, first.features), trial.number + 1
         student = copy.deepcopy(lesson.student.module)
         place = None if lesson.checkpoint is None else _place(lesson.checkpoint, number)
         fitted = lesson.fit(

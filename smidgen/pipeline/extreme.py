@@ -75,7 +75,7 @@ def extreme(
         "predicted": {**result.record["predicted"], "nbytes": round(run.price.predicted_nbytes)},
         "training": {
             "epochs": sum(each.epochs for each in done), "inputs": len(task.roles.calibration), "kept": True,
-            "training": run.training.plain(), "settings": asdict(own), "history": told(done),
+            "training": run.training.plain(), "settings": _plain(own), "history": told(done),
             "bytes": run.price.told(), "stopped": done[-1].stopped, "seconds": sum(each.seconds for each in done),
         },
     }  # fmt: skip
@@ -101,6 +101,11 @@ def read_settings(given: Mapping[str, Mapping[str, Any]], seed: int) -> tuple[Se
     return Settings(**given.get(NAME, {})), Training.from_plain(plain)
 
 
+def _plain(own: Settings) -> dict[str, Any]:
+    """For a record; where the checkpoint lay is nobody else's business."""
+    return {name: value for name, value in asdict(own).items() if name != "checkpoint"}
+
+
 def _aim(budget: Budget, original: Path, own: Settings) -> Aim:
     if budget.kind in ("size", "ratio"):
         return Aim(size=budget.nbytes or int(original.stat().st_size / (budget.times or 1)))
@@ -122,7 +127,7 @@ def _finished(
     work = Workshop(task, gather(prepared.sites, {}, {}), False, progress, judged, targets=("archive",))
     plan = Plan(
         _choices(prepared.sites, stored, predicted, run.kl), run.price.now, fingerprint(prepared.sites),
-        {NAME: asdict(run.own)}, **work.circumstances,
+        {NAME: _plain(run.own)}, **work.circumstances,
     )  # fmt: skip
     trial = work.weighed(plan, Realised(with_forms(prepared.module, prepared.sites, stored), stored))
     met, note = _verdict(run.aim, trial, done)

@@ -17,6 +17,7 @@ from torch import Tensor
 from smidgen.calibrate.answers import outputs_of
 from smidgen.errors import PlanError
 from smidgen.export.archive import describe_archive
+from smidgen.export.archive_views import image_shapes
 from smidgen.export.onnx import write
 from smidgen.export.prepare import Prepared
 from smidgen.forms import Dense, Quantized, dense
@@ -28,6 +29,7 @@ from smidgen.recover.distance import distance
 from smidgen.recover.entropy import Entropy
 from smidgen.recover.loop import Fitted, fit
 from smidgen.recover.price import RAMP, Price
+from smidgen.recover.scoring import answers
 from smidgen.recover.training import Training
 from smidgen.site import Site, Stored, untouched
 
@@ -101,16 +103,19 @@ class Run:
         self.task, self.own, self.aim, self.judge, self.folder, self.progress = task, own, aim, judge, folder, progress
         self.roles, self.teacher = task.roles, task.prepared.module
         self.prepared, self.module = task.prepared, copy.deepcopy(task.prepared.module)
-        self.entropy = Entropy(self.module, self._layers())
+        self.entropy = self._entropy()
         self.training = self._within_time(training)
         self.parts = parts_of(self.training.epochs) if own.cut else [self.training.epochs]
         self.price = self._price()
-        self.known = [] if own.live else self._known()
+        self.known = [] if own.live else answers(self.teacher, self.roles.calibration)
+        self.aims = answers(self.teacher, self.roles.selection)
         self.lost = Loss(math.inf, math.inf, math.inf, "")
         self.apart, self.kl, self.coded = math.inf, math.inf, 0
 
-    def _layers(self) -> list[str]:
-        return [site.name for site in self.prepared.sites if trained(site)]
+    def _entropy(self, steps: Mapping[str, float] | None = None) -> Entropy:
+        sites = self.prepared.sites
+        layers = [site.name for site in sites if trained(site)]
+        return Entropy(self.module, layers, steps, image_shapes(self.prepared.base, sites))
 
     def _price(self) -> Price:
         beside = 0 if self.aim.size is None else self._beside()
@@ -119,15 +124,6 @@ class Run:
             self.entropy, steps, price=self.own.price, size=self.aim.size, beside=beside, most_points=self.aim.points,
             ramp=self.own.ramp,
         )  # fmt: skip
-
-    def _known(self) -> list[Tensor]:
-        """The original's answers to all training inputs, as they are."""
-        found = list[list[Tensor]]()
-        with torch.no_grad():
-            for batch in self.roles.calibration.batches():
-                answers = outputs_of(self.teacher(torch.from_numpy(batch).to(self.task.device)))
-                found.append([each.float().cpu() for each in answers])
-        return [torch.cat(each) for each in zip(*found, strict=True)]
 
     def _beside(self) -> int:
         """Bytes of the archive that are no integers, told by one of zeros."""
@@ -168,8 +164,7 @@ class Run:
                 break
         if self.own.cut:
             self._cut_if_same()
-        with torch.no_grad():
-            self._looked(len(self.roles.selection))  # of the weights that are kept
+        self._looked(len(self.roles.selection))  # of the weights that are kept
         return done
 
     def _part(self, number: int, epochs: int, spent: float) -> Fitted:
@@ -209,25 +204,16 @@ class Run:
 
     def _looked(self, count: int) -> tuple[float, Loss]:
         """Distance and loss on the first selection inputs."""
-        selection, answers, apart, kl, at = self.roles.selection.array(0, count), list[list[Tensor]](), 0.0, 0.0, 0
-        with torch.no_grad():
-            for batch in selection.batches():
-                x = torch.from_numpy(batch).to(self.task.device)
-                answers.append(outputs_of(self.module(x)))
-                labels = None
-                if selection.labels is not None:
-                    labels = torch.tensor(selection.labels[at : at + len(x)]).to(x.device)
-                aim = outputs_of(self.teacher(x))
-                apart += len(x) * float(distance(aim, answers[-1], labels, self.own.labels))
-                kl += len(x) * float(distance(aim, answers[-1]))
-                at += len(x)
-        outputs = tuple(torch.cat(each).float().cpu().numpy() for each in zip(*answers, strict=True))
-        judge = self.judge
-        if count < len(self.roles.selection):
+        selection, judge = self.roles.selection, self.judge
+        found = answers(self.module, selection.array(0, count))
+        aims = [each[:count] for each in self.aims]
+        labels = None if selection.labels is None else torch.from_numpy(selection.labels[:count].copy())
+        self.kl = float(distance(aims, found))
+        if count < len(selection):
             some = tuple(each[:count] for each in judge.reference)
             judge = replace(judge, reference=some, labels=None if judge.labels is None else judge.labels[:count])
-        self.kl = kl / count
-        return apart / count, judge.loss(outputs)
+        apart = float(distance(aims, found, labels, self.own.labels))
+        return apart, judge.loss(tuple(each.numpy() for each in found))
 
     def _keeps(self) -> bool:
         if self.price.done < SETTLED:
@@ -246,8 +232,9 @@ class Run:
         smaller = without_silent(replace(self.task, prepared=self.prepared), stored, integers)
         if smaller is None:
             return
-        self.prepared, self.module = smaller, copy.deepcopy(smaller.module).to(self.task.device)
-        self.entropy = Entropy(self.module, self._layers(), steps)
+        smaller.module.to(self.task.device)
+        self.prepared, self.module = smaller, copy.deepcopy(smaller.module)
+        self.entropy = self._entropy(steps)
         self.price.goes_on(self.entropy)
         self.module.eval()
 
@@ -262,9 +249,9 @@ class Run:
         before = self.prepared, self.module, self.entropy
         x = self.some
         with torch.no_grad():
-            answers = outputs_of(self.module(x))
+            found = outputs_of(self.module(x))
             self._cut()
-            unchanged = same(answers, outputs_of(self.module(x)))
+            unchanged = same(found, outputs_of(self.module(x)))
         if not unchanged:
             self.prepared, self.module, self.entropy = before
             self.price.goes_on(self.entropy)

@@ -190,6 +190,8 @@ def recovered(work: Workshop, outcome: Outcome, budget: Budget, recovery: Recove
 
 def _refusal(start: float, fitted: Fitted, before: Trial, after: Trial, limit: int | None) -> str:
     """Why the trained network is not taken; empty where it is."""
+    if fitted.best is None:
+        return "it ended before there was an epoch to judge"
     if not _better(fitted, start):
         return f"the loss on the selection inputs did not fall ({start:.4g} before)"
     if limit is not None and after.nbytes > limit >= before.nbytes:
@@ -319,9 +321,11 @@ def check_gradual(chosen: Collection[object], target: str, recovery: Recovery | 
     """PlanError where nothing is trained, nothing says how much is removed, or the file holds integers."""
     if recovery is None:
         raise PlanError("gradual: weights are removed little by little while the network trains; give --train")
-    share = [each.settings.share for each in chosen if isinstance(each, Pruning)]
-    if not share or not share[0]:
+    settings = [each.settings for each in chosen if isinstance(each, Pruning)]
+    if not settings or not settings[0].share:
         raise PlanError("gradual: nothing says how much is removed; give a sparsity")
+    if settings[0].pattern is not None or settings[0].scope != "global":
+        raise PlanError("gradual: weights of all layers are compared, in no pattern; leave pattern and scope out")
     if target not in FLOATS:
         raise PlanError(f"gradual: what it leaves are floats, and {target} holds integers; give target onnx-sparse")
 

@@ -58,12 +58,12 @@ class Shared(nn.Module):
     def right_inverse(self, weight: Tensor) -> Tensor:
         """The mean of each cluster; where it has no weight, what it was.
 
-        In double precision: the mean of equal numbers is then that number to the bit.
+        In double precision: the mean of equal numbers is then that number to the bit. Not every device has that.
         """
-        flat = weight.detach().double().flatten()
-        sums = torch.zeros(len(self.start), dtype=torch.float64, device=flat.device).index_add_(0, self.indices, flat)
-        counts = torch.bincount(self.indices, minlength=len(self.start))
-        return torch.where(counts > 0, sums / counts.clamp_min(1), self.start.double()).to(weight.dtype)
+        flat, indices, start = weight.detach().cpu().double().flatten(), self.indices.cpu(), self.start.cpu().double()
+        sums = torch.zeros_like(start).index_add_(0, indices, flat)
+        counts = torch.bincount(indices, minlength=len(start))
+        return torch.where(counts > 0, sums / counts.clamp_min(1), start).to(weight)
 
     def form(self, values: Tensor, shape: tuple[int, ...]) -> Codebook:
         """The codebook as it is now, its values rising."""

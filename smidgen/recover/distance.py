@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from smidgen.calibrate.answers import LEAST_VARIANCE, as_logits, is_classifier
+from smidgen.calibrate.answers import as_logits, is_classifier
+from smidgen.recover.distil import soft_loss, value_loss
 
 
 def distance(
@@ -25,14 +25,13 @@ def distance(
         labels: classes, or None.
         share: of the labels.
 
+    >>> import torch
     >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     >>> float(distance([logits], [logits]))
     0.0
     """
     if not is_classifier(original):
-        pairs = [(b, a) for b, a in zip(original, answers, strict=True) if b.is_floating_point()]
-        errors = [0.5 * ((a - b).square().mean() / b.var().clamp_min(LEAST_VARIANCE)) for b, a in pairs]
-        return torch.stack(errors).sum()
-    aim, found = (as_logits(each[0].float()).log_softmax(1) for each in (original, answers))
-    apart = F.kl_div(found, aim, reduction="batchmean", log_target=True)
-    return apart if labels is None or share == 0 else (1 - share) * apart + share * F.nll_loss(found, labels)
+        return value_loss(answers, original, [float(each.float().var()) for each in original])
+    aim, found = (as_logits(each[0].float()) for each in (original, answers))
+    apart = soft_loss(found, aim, 1.0)
+    return apart if labels is None or share == 0 else (1 - share) * apart + share * F.cross_entropy(found, labels)

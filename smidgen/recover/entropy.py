@@ -129,6 +129,7 @@ class Entropy:
         model: its named layers get parametrizations (`torch.nn.utils.parametrize`); any loop can train it then.
         layers: names of layers with a ``weight`` and perhaps a ``bias``; all dense and convolutional ones when None.
         steps: the first step of tensors by name, such as ``"fc1.weight"``; see `Stepped` for the others.
+        shapes: in which the coder sees weights, by layer, where that is not their own.
 
     Raises:
         PlanError: there is no layer.
@@ -144,9 +145,10 @@ class Entropy:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Iterable[str] | None = None, steps: Mapping[str, float] | None = None
+        self, model: nn.Module, layers: Iterable[str] | None = None, steps: Mapping[str, float] | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:  # fmt: skip
-        self.model = model
+        self.model, self.shapes = model, dict(shapes or {})
         found = _layers(model) if layers is None else list(layers)
         if not found:
             raise PlanError("entropy: there is no dense or convolutional layer to train; give a network with one")
@@ -174,7 +176,10 @@ class Entropy:
     def integers(self) -> list[np.ndarray]:
         """Of each tensor, int32, weights first, as an archive codes them."""
         ordered = sorted(self.tensors, key=lambda each: each.weight.ndim < 2)
-        return [each.how.integers(each.weight).cpu().numpy() for each in ordered]
+        return [self._seen(each, each.how.integers(each.weight).cpu().numpy()) for each in ordered]
+
+    def _seen(self, one: _Coded, integers: np.ndarray) -> np.ndarray:
+        return integers.reshape(self.shapes.get(one.layer, integers.shape)) if one.kind == "weight" else integers
 
     def nbytes(self) -> int:
         """What the archive's coder makes of the integers."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import smidgen
+from smidgen.cli import main
 from smidgen.errors import DataError, PlanError, UserError
 from smidgen.forms import Quantized
 from smidgen.pipeline import apply, compress
@@ -56,7 +57,7 @@ def test_the_archive_unpacks_to_what_was_trained(small, tmp_path):
 
 def test_bytes_were_predicted(small):
     record = small.record
-    # So few integers that the coder has hardly learnt their sizes.
+    # So few integers that the coder has hardly learnt their sizes when they end.
     assert record["predicted"]["nbytes"] == pytest.approx(record["files"]["archive"]["nbytes"], rel=0.35)
     told = record["training"]["bytes"]
     assert all(abs(row["coded"] / row["predicted"] - 1) < 0.5 for row in told)
@@ -144,3 +145,23 @@ def test_what_cannot_be_is_told(trained, asked, error, told):
 def test_inputs_are_needed(trained):
     with pytest.raises(DataError, match="needs inputs"):
         compress(trained, example=torch.zeros(1, 2, 8, 8), recipe="extreme", budget=smidgen.Budget(size=SIZE))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--size", "1kB"], "needs inputs"),
+        (["--train"], "trains by itself"),
+        (["--target", "tflite"], "says target itself"),
+        (["--epochs", "0"], "epochs=0"),
+        (["--time-limit", "soon"], "is no time"),
+        (["--augment", "shave"], "'shave'"),
+    ],
+)
+def test_the_command_line_tells_it_in_one_line(small, asked, told, tmp_path, capsys):
+    model = str(small.save(tmp_path / "given") / "model.onnx")
+    capsys.readouterr()
+    assert main(["compress", model, "-q", "-o", str(tmp_path / "out"), "--recipe", "extreme", *asked]) == 2
+    said = capsys.readouterr().err.strip()
+    assert told in said
+    assert "\n" not in said

@@ -162,6 +162,7 @@ def test_a_killed_run_goes_on(trained, tmp_path, monkeypatch):
         ({"recipe": "deep-compression"}, PlanError, "says training itself"),
         ({"gradual": True}, PlanError, "give a sparsity"),
         ({"gradual": True, "target": "onnx-w8", "settings": {"obs": {"sparsity": 0.5}}}, PlanError, "holds integers"),
+        ({"gradual": True, "settings": {"obs": {"pattern": "2:4"}}}, PlanError, "in no pattern"),
         ({"gradual": True, "train": None, "settings": {"obs": {"sparsity": 0.5}}}, PlanError, "give --train"),
     ],
 )

@@ -135,3 +135,18 @@ def test_a_tensor_of_zeros_is_left_in_peace():
     coded = Entropy(net)
     assert coded.refresh() > 0
     assert torch.isfinite(coded.rate())
+
+
+def test_pixels_are_counted_as_the_archive_sees_them():
+    rows, columns = np.mgrid[:16, :16]
+    rng = np.random.default_rng(0)
+    maps = [3 * np.sin(rows / rng.uniform(2, 5)) * np.cos(columns / rng.uniform(2, 5)) for _ in range(20)]
+    sizes = []
+    for shapes in ({}, {"1": (20, 1, 16, 16)}):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(256, 20, bias=False))
+        with torch.no_grad():
+            net[1].weight.copy_(torch.tensor(np.stack(maps).reshape(20, 256)))
+        coded = Entropy(net, steps={"1.weight": 1.0}, shapes=shapes)
+        sizes.append(coded.nbytes())
+        assert coded.forms()["1"]["weight"].integers.shape == (20, 256)
+    assert sizes[1] < sizes[0]
