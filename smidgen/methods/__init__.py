@@ -149,6 +149,8 @@ class Pruning(Protocol):
         ...
 
 
+CHANNELS = "channels"  # asked like a method, but of the whole network: see `smidgen.pipeline.channels`
+
 # How leaves become small; and all that a plan keeps the settings of.
 Leaves = Rounding | Sharing
 AnyMethod = Method | Rounding | Sharing | Pruning
@@ -237,7 +239,8 @@ def choose_methods(
     """The methods a user asked for, prunings among them, and which layer kinds each may touch.
 
     Args:
-        wanted: ``"auto"`` for all, a name, names, or names by layer kind (``linear``, ``conv``, ``conv_transpose``).
+        wanted: ``"auto"`` for all, a name, names (``auto`` among them), or names by layer kind (``linear``, ``conv``,
+            ``conv_transpose``).
         settings: settings by method name, those of a saved plan for instance.
 
     Returns:
@@ -255,18 +258,22 @@ def choose_methods(
             _known("layer kind", kind, kinds)
         allowed = {kind: tuple(wanted.get(kind, ())) for kind in kinds}
     else:
-        names = sorted(methods()) if wanted == "auto" else [wanted] if isinstance(wanted, str) else list(wanted)
+        names = [wanted] if isinstance(wanted, str) else list(wanted)
+        if "auto" in names:
+            names = sorted({*methods(), *names} - {"auto"})
         allowed = {kind: tuple(names) for kind in kinds}
     chosen = {}
     for name in sorted({name for names in allowed.values() for name in names}):
         there: dict[str, Method | Pruning] = {**methods(), **prunings()}
-        _known("method", name, sorted(there))
+        _known("method", name, sorted(there), CHANNELS)
         chosen[name] = _set(there[name], settings.get(name, {}))
     return chosen, allowed
 
 
-def _known(what: str, name: str, there: Sequence[str]) -> None:
+def _known(what: str, name: str, there: Sequence[str], *beside: str) -> None:
+    """PlanError for a name that is not there; those beside are offered too, though they are no such member."""
     if name not in there:
+        there = [*there, *beside]
         near = difflib.get_close_matches(name, there, n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise PlanError(f"methods: there is no {what} '{name}'{hint}; there are: {', '.join(there)}")

@@ -19,7 +19,7 @@ import torch
 from smidgen.budget import Budget
 from smidgen.calibrate.answers import true_losses
 from smidgen.errors import PlanError, one_line
-from smidgen.methods import prunings
+from smidgen.methods import CHANNELS, prunings
 from smidgen.methods.channels import CRITERIA, CURVATURE
 from smidgen.pipeline.cutting import Cutter, without_channels
 from smidgen.pipeline.options import curvatures_of
@@ -36,7 +36,6 @@ from smidgen.planning.search import Trial
 from smidgen.runtimes.opening import open_file, run_dataset
 from smidgen.site import Channels, Curvature
 
-NAME = "channels"
 STEEPEST = 1e6  # times the plan's price: past it a channel is worth more than anything there is to save
 
 
@@ -67,16 +66,16 @@ def split_channels(methods: Methods, settings: Mapping[str, Mapping[str, Any]]) 
     (('auto', Cutting(multiple=None, protect=())), ('svd', None))
     """
     names = [methods] if isinstance(methods, str) else methods
-    if NAME not in names:
+    if CHANNELS not in names:
         return methods, None
     if isinstance(names, Mapping):
         raise PlanError("methods: channels run through all kinds of layers; give them as auto,channels")
-    rest = [name for name in names if name != NAME]
+    rest = [name for name in names if name != CHANNELS]
     single = sorted(set(rest) & set(prunings()))
     if single:
         raise PlanError(f"methods: channels do not go with {single[0]}, which removes single weights; "
                         "cut with smidgen prune first")  # fmt: skip
-    given = dict(settings.get(NAME, {}))
+    given = dict(settings.get(CHANNELS, {}))
     try:
         cutting = Cutting(**{**given, "protect": tuple(given.get("protect", ()))})
     except (TypeError, ValueError) as error:
