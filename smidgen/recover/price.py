@@ -25,12 +25,12 @@ RAMP = 0.4
 PROPORTIONAL, INTEGRAL = 1.0, 24.0
 # Bytes follow λ late: what counts is where they will be after this share of the training, by their smoothed slope.
 LEAD, SMOOTH = 0.04, 0.7
-DROP_GAIN = 12.0
+DROP_GAIN = 12.0  # of the drop's integral: e-fold in a twelfth of the training where nothing is lost
 WARMUP = 0.02  # of the training, before bytes are looked at
 COUNTED = 500  # times in a training that sizes are counted, if that is not within
 EVERY = (4, 32)  # steps
 MEASURED = 40  # times in a training that the coder itself is asked
-NEAR = 3.0
+NEAR = 3.0  # times its aim, below which it is asked
 AIM = 0.992  # of a size: the last epochs then fit nearly all
 
 
@@ -80,7 +80,8 @@ class Price:
             raise PlanError(f"entropy: {size} bytes are asked, and the graph alone takes {beside}; ask for more")
         worth = FIRST_PRICE if size is None else FIRST_WORTH / (size - beside)
         self.entropy, self.all_steps, self.ramp = entropy, max(1, steps), ramp
-        self.first = worth if price is None else price
+        # From nothing no steering leads anywhere.
+        self.first = worth if price is None or (price == 0 and (size or most_points)) else price
         self.aim = None if size is None else AIM * (size - beside)
         self.most_points, self.beside = most_points, beside
         self.every = min(max(self.all_steps // COUNTED, EVERY[0]), EVERY[1])
