@@ -34,7 +34,7 @@ def test_json_is_the_record(run: Run, tmp_path: Path, network: Path, data: Path)
     code, told, err = run("prune", network, "--data", data, *given, "-o", tmp_path / "out")
     record = json.loads(told)
     assert (code, err) == (0, "")
-    assert record["asked"] == {"macs": 0.5, "criterion": "l1", "multiple": 4, "protect": ["fc2"]}
+    assert record["asked"] == {"macs": 0.5, "criterion": "l1", "multiple": 4, "rounds": 1, "protect": ["fc2"]}
 
 
 @pytest.mark.parametrize(
