@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from smidgen.budget import Budget, format_size
-from smidgen.calibrate.answers import as_logits, is_classifier, outputs_of
+from smidgen.calibrate.answers import is_classifier, outputs_of
 from smidgen.data import Dataset, split_roles
 from smidgen.errors import DataError, PlanError, UserError
 from smidgen.forms import FLOATS, Dense, Masked
@@ -41,7 +40,8 @@ from smidgen.planning.plan import Plan
 from smidgen.planning.realise import Realised
 from smidgen.planning.search import Outcome, Trial, keeps
 from smidgen.recover.augment import check_images
-from smidgen.recover.distil import Mixture, need_labels, soft_loss, value_loss
+from smidgen.recover.distance import distance
+from smidgen.recover.distil import Mixture, need_labels
 from smidgen.recover.loop import Fitted, Training, fit
 from smidgen.recover.schedule import LAYERS, Pruner, Schedule
 from smidgen.recover.trainable import filled, read_back, steps_of, trainable
@@ -268,7 +268,7 @@ def _fitted(work: Workshop, net: nn.Module, plan: Plan, recovery: Recovery, **mo
     def loss(x: Tensor, labels: Tensor | None) -> Tensor:
         with torch.no_grad():
             wanted = outputs_of(teacher(x))
-        return _mixed(wanted, outputs_of(net(x)), labels, recovery.mix)
+        return distance(wanted, outputs_of(net(x)), labels, 1 - recovery.mix, TEMPERATURE)
 
     net.eval()
     with torch.no_grad():
@@ -307,7 +307,8 @@ def _held(work: Workshop, net: nn.Module, mix: float) -> Callable[[], float]:
     def score() -> float:
         after = [outputs_of(net(torch.from_numpy(each).to(task.device))) for each in batches]
         told = zip(batches, before, after, aims, strict=True)
-        return sum(len(x) * float(_mixed(b, a, y, mix)) for x, b, a, y in told) / int(ends[-1])
+        apart = (len(x) * float(distance(b, a, y, 1 - mix, TEMPERATURE)) for x, b, a, y in told)
+        return sum(apart) / int(ends[-1])
 
     return score
 
@@ -328,16 +329,3 @@ def check_gradual(chosen: Collection[object], target: str, recovery: Recovery | 
         raise PlanError("gradual: weights of all layers are compared, in no pattern; leave pattern and scope out")
     if target not in FLOATS:
         raise PlanError(f"gradual: what it leaves are floats, and {target} holds integers; give target onnx-sparse")
-
-
-def _mixed(before: list[Tensor], after: list[Tensor], labels: Tensor | None, mix: float) -> Tensor:
-    """What is trained on: the distance from the original's answers, and that from the labels."""
-    found = mix * _apart(before, after)
-    return found if labels is None or mix == 1 else found + (1 - mix) * cross_entropy(as_logits(after[0]), labels)
-
-
-def _apart(before: list[Tensor], after: list[Tensor]) -> Tensor:
-    """T² KL at temperature T for classifiers, else half the squared error over its variance."""
-    if is_classifier(before):
-        return soft_loss(as_logits(after[0]).float(), as_logits(before[0]).float(), TEMPERATURE)
-    return value_loss(after, before, [float(each.float().var()) for each in before])

@@ -13,9 +13,12 @@ from smidgen.recover.distil import soft_loss, value_loss
 
 
 def distance(
-    original: Sequence[Tensor], answers: Sequence[Tensor], labels: Int64[Tensor, " n"] | None = None, share: float = 0.0
-) -> Float[Tensor, ""]:
-    """(1 − share) · KL(original ‖ answers) + share · CE(labels, answers), in nats a sample, to train by.
+    original: Sequence[Tensor], answers: Sequence[Tensor], labels: Int64[Tensor, " n"] | None = None,
+    share: float = 0.0, temperature: float = 1.0,
+) -> Float[Tensor, ""]:  # fmt: skip
+    """(1 − share) · T² KL(original ‖ answers) at temperature T + share · CE(labels, answers), to train by.
+
+    At T = 1 in nats a sample.
 
     Where there are no classes: half the squared error of each output over its variance, as in `true_losses`.
 
@@ -24,6 +27,7 @@ def distance(
         answers: of the one that is trained; the gradient goes there.
         labels: classes, or None.
         share: of the labels.
+        temperature: T (Hinton et al. 2015, arXiv:1503.02531).
 
     >>> import torch
     >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
@@ -33,5 +37,5 @@ def distance(
     if not is_classifier(original):
         return value_loss(answers, original, [float(each.float().var()) for each in original])
     aim, found = (as_logits(each[0].float()) for each in (original, answers))
-    apart = soft_loss(found, aim, 1.0)
+    apart = soft_loss(found, aim, temperature)
     return apart if labels is None or share == 0 else (1 - share) * apart + share * F.cross_entropy(found, labels)
