@@ -121,9 +121,9 @@ def cut_in_rounds(
 ) -> Done:  # fmt: skip
     """Cut until a share is left, by equal factors.
 
-    A curvature and its refits hold for small changes; after each cut they are found anew, and every layer is refitted to
-    the first network's values. It is no gain on ResNet-20 at half its multiplications (1,000 inputs; 0.280 nats in one
-    round, 0.297 in two, 0.363 in four): a network that was refitted tells less of what the first one needs.
+    A curvature and its refits hold for small changes; after each cut they are found anew, and every layer is refitted
+    to the first network's values. It is no gain on ResNet-20 at half its multiplications (1,000 inputs; 0.280 nats in
+    one round, 0.297 in two, 0.363 in four): a network that was refitted tells less of what the first one needs.
 
     Args:
         task: from `open_task`.
