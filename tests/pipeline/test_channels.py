@@ -36,14 +36,13 @@ def test_channels_that_are_worth_nothing_go_first(tmp_path, target):
     size = 16_000 if target == "onnx" else 4_000
     budget = Budget(size=size)
     settings = {"channels": {"multiple": 4}}
-    plain = compress(net, x, budget=budget, target=target)
-    result = compress(net, x, budget=budget, target=target, methods=["auto", "channels"], settings=settings)
+    result = compress(net, x, budget=budget, target=target, methods=["svd", "channels"], settings=settings)
     told = result.record["channels"]
     assert told["taken"], told
     assert result.met
     assert result.files[target].stat().st_size <= size
     assert told["cut"]["loss"] < told["whole"]["loss"]
-    assert result.record["files"]["onnx"]["macs"] < plain.record["files"]["onnx"]["macs"] or target == "archive"
+    assert all(row["after"] < row["before"] for row in told["layers"])
     assert {row["name"] for row in told["layers"]} <= {"0", "2"}
     assert "channels" in result.table()
 
