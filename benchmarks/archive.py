@@ -11,7 +11,6 @@ of its own; its time and peak memory are that process's.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy as np
 import process
 import sets
 import torch
-from claims import RESULTS, Claim, save, show
+from claims import RESULTS, Claim, earlier, save, show
 from figure import draw
 from gendernet import WEIGHTS
 from gendernet_compress import network
@@ -203,8 +202,7 @@ def main() -> None:
 
 def _earlier(networks: Sequence[str]) -> dict[str, Any]:
     """What the last runs left of other networks than these."""
-    path = RESULTS / "archive.json"
-    last = json.loads(path.read_text()) if path.is_file() else {}
+    last = earlier("archive")
     return {
         "claims": [c for c in last.get("claims", []) if c["what"].split(":")[0] not in networks],
         **{key: {n: v for n, v in last.get(key, {}).items() if n not in networks} for key in ("runs", "sweep")},

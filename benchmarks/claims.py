@@ -1,4 +1,4 @@
-"""Asked against measured: the table every benchmark prints and the JSON it leaves in build/benchmarks."""
+"""Asked against measured: the table every benchmark prints and the record it leaves in benchmarks/results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from rich.table import Table
 
 from smidgen.report.record import versions
 
+# Pictures, written files and what a killed run goes on from: not kept in the repository.
 RESULTS = Path(__file__).resolve().parents[1] / "build" / "benchmarks"
+# One JSON a benchmark, committed: RESULTS.md is written from them, and a later run replaces what it measures anew.
+RECORDS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ def show(title: str, claims: Sequence[Claim]) -> None:
 
 
 def earlier(name: str) -> dict[str, Any]:
-    """What the last run of a benchmark left in build/benchmarks; empty where there is none."""
-    path = RESULTS / f"{name}.json"
+    """What the last run of a benchmark left in benchmarks/results; empty where there is none."""
+    path = RECORDS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
@@ -67,7 +70,7 @@ def joined(before: dict[str, Any], claims: Sequence[Claim]) -> list[Claim]:
 
 
 def save(name: str, title: str, claims: Sequence[Claim], **measured: Any) -> Path:
-    """Write build/benchmarks/<name>.json.
+    """Write benchmarks/results/<name>.json.
 
     Args:
         name: of the benchmark.
@@ -87,8 +90,8 @@ def save(name: str, title: str, claims: Sequence[Claim], **measured: Any) -> Pat
         "claims": [{**asdict(claim), "verdict": claim.verdict} for claim in claims],
         **measured,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    RECORDS.mkdir(exist_ok=True)
+    path = RECORDS / f"{name}.json"
     path.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
     return path
 

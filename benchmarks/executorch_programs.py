@@ -12,18 +12,18 @@ most 0.28 of the bytes of floats.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sets
 import torch
-from claims import RESULTS, Claim, save, show
+from claims import Claim, earlier, joined, save, show
 
 import smidgen
 from smidgen.data import Dataset
@@ -110,12 +110,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--add", action="store_true", help="keep the other networks of the last run's JSON")
     args = parser.parse_args()
-    earlier = RESULTS / "executorch.json"
-    results = json.loads(earlier.read_text(encoding="utf-8"))["runs"] if args.add and earlier.is_file() else {}
+    before = earlier("executorch") if args.add else {}
+    results = before.get("runs", {})
     for name in args.networks:
         results[name] = run(name, args)
         print(f"{name}: {results[name]['seconds']:.0f} s", flush=True)
-        claims = [claim for each in NETWORKS if each in results for claim in claims_of(each, results[each]["files"])]
+        claims = joined(before, claims_of(name, results[name]["files"]))
+        before["claims"] = [asdict(claim) for claim in claims]
         path = save("executorch", TITLE, claims, threads=args.threads, seed=args.seed, test=args.test, runs=results)
     show(TITLE, claims)
     print(path)

@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--name", default="extreme", help="of the file in build/benchmarks")
+    parser.add_argument("--name", default="extreme", help="of the file in benchmarks/results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for name in args.networks:
@@ -188,7 +188,7 @@ def main() -> None:
             runs[name] = [*same, row]
             told = {k: v for k, v in row.items() if k not in ("history", "bytes", "layers")}
             print(told, flush=True)
-            tables = {each: table_of(rows) for each, rows in runs.items()}
+            tables = before.get("tables", {}) | {each: table_of(rows) for each, rows in runs.items()}
             claims = joined(before, claims_of(name, runs[name]))
             save(args.name, TITLE, claims, tables=tables, runs=runs, threads=args.threads)
     show(TITLE, joined(earlier(args.name), []))

@@ -11,7 +11,6 @@ method the automatic mix is not below it by more than 0.1 point.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ import numpy as np
 import sets
 import torch
 import vgg
-from claims import RESULTS, Claim, save, show
+from claims import RESULTS, Claim, earlier, save, show
 from figure import frontier
 from mobile_peers import write_network
 from sweep import Bench, Point
@@ -191,10 +190,9 @@ def one_network(name: str, args: argparse.Namespace) -> tuple[list[Claim], dict[
     return claims, tables, behind
 
 
-def earlier(networks: Sequence[str]) -> dict[str, Any]:
+def _others(networks: Sequence[str]) -> dict[str, Any]:
     """What the last runs left of other networks than these."""
-    path = RESULTS / "frontier.json"
-    last = json.loads(path.read_text()) if path.is_file() else {}
+    last = earlier("frontier")
 
     def others(names: Any) -> list[Any]:
         return [n for n in names if n.split(":")[0].split(",")[0] not in networks]
@@ -217,7 +215,7 @@ def main() -> None:
     parser.add_argument("--add", action="store_true", help="keep what the last run left of other networks")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    kept = earlier(args.networks) if args.add else {"claims": [], "tables": {}, "networks": {}}
+    kept = _others(args.networks) if args.add else {"claims": [], "tables": {}, "networks": {}}
     claims = [Claim(c["what"], c["asked"], c["measured"], c["passed"]) for c in kept["claims"]]
     for name in args.networks:
         added, tables, behind = one_network(name, args)

@@ -13,14 +13,13 @@ without a matching set get noise, on which only differences say something.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sets
-from claims import RESULTS, save
+from claims import earlier, save
 
 import smidgen
 from smidgen.budget import FILES
@@ -156,8 +155,7 @@ def main() -> None:
     parser.add_argument("--missing", action="store_true", help="only cells that no earlier run has")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    kept = RESULTS / "matrix.json"
-    found = json.loads(kept.read_text())["networks"] if kept.exists() else {}
+    found = earlier("matrix").get("networks", {})
     for network in args.networks:
         data = NETWORKS[network][1]()
         known = found.get(network, {}) if args.missing else {}
@@ -165,7 +163,7 @@ def main() -> None:
             found.setdefault(network, {})[target] = entry = cell(network, target, data, args.threads)
             print(network, target, _told(entry, []), entry.get("why", ""), flush=True)
             save("matrix", TITLE, [], threads=args.threads, networks=found)
-    PAGE.write_text(page(found, json.loads(kept.read_text())))
+    PAGE.write_text(page(found, earlier("matrix")))
     print(PAGE)
 
 

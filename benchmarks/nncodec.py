@@ -6,7 +6,7 @@ test inputs. NNCodec is measured over its steps with several of its options, and
 comparison: after the fact, in its favour.
 
     python benchmarks/nncodec.py --nncodec-python …/bin/python        # README.md says how to make that environment
-    python benchmarks/nncodec.py --networks lenet resnet20 --archive-json build/benchmarks/archive.json
+    python benchmarks/nncodec.py --networks lenet resnet20 --archive-json benchmarks/results/archive.json
     python benchmarks/nncodec.py --reuse                              # only the points that no run before measured
 """
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import sets
 import speedup
-from claims import RESULTS, Claim, earlier, joined, save, show
+from claims import RECORDS, RESULTS, Claim, earlier, joined, save, show
 
 import smidgen
 
@@ -80,7 +80,7 @@ def main() -> None:
         save("pruning_joint", TITLE, joined(before, claims), threads=args.threads, seed=args.seed,
              tables={"with and without": [HEADS, *kept, *rows]})  # fmt: skip
     show(TITLE, claims)
-    print(RESULTS / "pruning_joint.json")
+    print(RECORDS / "pruning_joint.json")
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--test-inputs", type=int, default=0, help="so many of the test split instead of all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--name", default="pruning_unstructured", help="of the file in build/benchmarks")
+    parser.add_argument("--name", default="pruning_unstructured", help="of the file in benchmarks/results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     claims: list[Claim] = []

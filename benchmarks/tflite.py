@@ -23,7 +23,7 @@ import gender_cnn
 import numpy as np
 import sets
 import torch
-from claims import RESULTS, Claim, earlier, joined, save, show
+from claims import RECORDS, Claim, earlier, joined, save, show
 from mobile import auc_of
 from mobile_peers import write_network
 
@@ -184,7 +184,7 @@ def main() -> None:
         runs = {**before.get("runs", {}), **results}
         save("tflite", TITLE, joined(before, claims), threads=args.threads, seed=args.seed, runs=runs)
     show(TITLE, claims)
-    print(RESULTS / "tflite.json")
+    print(RECORDS / "tflite.json")
 
 
 if __name__ == "__main__":
