@@ -24,19 +24,17 @@ from smidgen.export.onnx import write
 from smidgen.export.prepare import prepare
 from smidgen.export.verify import verify
 from smidgen.forms import Dense, macs
-from smidgen.measure.activations import peak_activation_bytes
-from smidgen.measure.cost import onnx_cost
 from smidgen.measure.memory import release
 from smidgen.measure.scores import Judge, Metric
-from smidgen.measure.speed import compare_speed
 from smidgen.model.aims import find_aims
 from smidgen.model.downsample import Change, apply_change, find_changes
 from smidgen.model.load import load_network
 from smidgen.model.sites import find_sites
+from smidgen.pipeline.measuring import counted, entry_of
 from smidgen.pipeline.options import kept_batches
 from smidgen.pipeline.task import Data, Progress, Task, Threads, one_input, open_task
 from smidgen.planning.reconstruct import reconstruct
-from smidgen.report.downsampling import Downsampling, Measured, Row, plain
+from smidgen.report.downsampling import Downsampling, Row, Tried, plain
 from smidgen.report.record import versions
 from smidgen.report.result import Scratch
 from smidgen.runtimes.opening import open_file, run_dataset
@@ -117,7 +115,7 @@ class _Trial:
     changes: tuple[Change, ...]
     model: nn.Module
     path: Path
-    measured: Measured
+    measured: Tried
 
     @property
     def macs(self) -> int:
@@ -250,25 +248,16 @@ class _Work:
                 answers = run_dataset(runner, test.batches())
             if judge is None:
                 judge = Judge(answers, self.names, test.labels, self.task.metric, self.task.seed)
-            loss, scores = judge.loss(answers), judge.judge(answers)
-            score = next((s for s in (scores.metric, scores.accuracy, scores.agreement) if s is not None), None)
-            found.append({
-                "metric": loss.metric, "score": score, "lost": loss.points, "low": loss.low, "high": loss.high,
-                "roc_auc": scores.roc_auc, "agreement": scores.agreement, "kl": scores.kl,
-            })  # fmt: skip
+            found.append(entry_of(judge.loss(answers), judge.judge(answers)))
         return found
 
-    def _measured(self, path: Path, loss: float) -> Measured:
+    def _measured(self, path: Path, loss: float) -> Tried:
         task = self.task
-        params, macs = onnx_cost(path)
         with open_file(path, task.threads) as runner:
             lost = self.judge.loss(run_dataset(runner, self.roles.selection.batches()))
         original = task.network.source or self.folder.path / "original.onnx"
-        _, speed = compare_speed(original, path, one_input(task), task.threads)
-        return Measured(
-            params, macs, path.stat().st_size, peak_activation_bytes(path), speed.median_ms, speed.speedup, speed.error,
-            loss, lost.points, lost.error,
-        )  # fmt: skip
+        there = counted(original, path, one_input(task), task.threads)
+        return Tried(**there.plain(), loss=loss, points=lost.points, points_error=lost.error)
 
     def _loss(self, model: nn.Module) -> float:
         return true_loss(self.reference, self._answers(model))

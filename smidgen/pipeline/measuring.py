@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from smidgen.data import Dataset
 from smidgen.measure.activations import peak_activation_bytes
 from smidgen.measure.cost import onnx_cost
-from smidgen.measure.scores import Judge, Metric
+from smidgen.measure.scores import Judge, Loss, Metric, Scores
 from smidgen.measure.speed import compare_speed
 from smidgen.report.measured import Measured
 from smidgen.runtimes.opening import open_file, run_dataset
@@ -39,16 +40,34 @@ def measured(
         seed: of resamples.
         comparable: False where the two answer other questions, so that nothing can be said to be lost.
     """
-    params, macs = onnx_cost(path)
-    _, speed = compare_speed(original, path, one, threads)
     found = None
     if test is not None:
         found = _scored(original if comparable else path, path, test, metric, threads, seed)
         found = found if comparable else {name: found[name] for name in ("metric", "score")}
+    return replace(counted(original, path, one, threads), test=found)
+
+
+def counted(original: Path, path: Path, one: np.ndarray, threads: int) -> Measured:
+    """Count and time an ONNX file, as `measured` does; nothing is scored."""
+    params, macs = onnx_cost(path)
+    _, speed = compare_speed(original, path, one, threads)
     return Measured(
-        params, macs, path.stat().st_size, peak_activation_bytes(path), speed.median_ms, speed.speedup, speed.error,
-        found,
-    )  # fmt: skip
+        params, macs, path.stat().st_size, peak_activation_bytes(path), speed.median_ms, speed.speedup, speed.error
+    )
+
+
+def entry_of(loss: Loss, scores: Scores) -> dict[str, Any]:
+    """What the record says of answers on test inputs.
+
+    Args:
+        loss: beside the original's answers.
+        scores: the first of the user's metric, accuracy and agreement that there is becomes the score.
+    """
+    score = next((s for s in (scores.metric, scores.accuracy, scores.agreement) if s is not None), None)
+    return {
+        "metric": loss.metric, "score": score, "lost": loss.points, "low": loss.low, "high": loss.high,
+        "roc_auc": scores.roc_auc, "agreement": scores.agreement, "kl": scores.kl,
+    }  # fmt: skip
 
 
 def _scored(
@@ -60,9 +79,4 @@ def _scored(
     if path != original:
         with open_file(path, threads) as runner:
             answers = run_dataset(runner, test.batches())
-    loss, scores = judge.loss(answers), judge.judge(answers)
-    score = next((s for s in (scores.metric, scores.accuracy, scores.agreement) if s is not None), None)
-    return {
-        "metric": loss.metric, "score": score, "lost": loss.points, "low": loss.low, "high": loss.high,
-        "agreement": scores.agreement, "kl": scores.kl,
-    }  # fmt: skip
+    return entry_of(judge.loss(answers), judge.judge(answers))

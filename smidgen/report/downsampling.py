@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-import io
-import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from smidgen.errors import OutputError
 from smidgen.report import wording
-from smidgen.report.result import Scratch, writable_folder
+from smidgen.report.measured import Measured, as_text
+from smidgen.report.result import Scratch, save_together, write_record
 
 WIDTH = 150
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One network, as a written file.
+@dataclass(frozen=True, kw_only=True)
+class Tried(Measured):
+    """One network, as a written file, and what it loses on the selection inputs.
 
     Args:
-        params, macs: counted from the file.
-        nbytes: of the file.
-        activation_bytes: peak of live activations for one input.
-        latency_ms, speedup, speedup_error: of one input, in turns with the original.
-        loss: KL against the original on the selection inputs, in nats (normalised error where it is no classifier).
-        points, points_error: percentage points lost on the selection inputs, and one standard error.
-        test: scores on the test inputs: metric's name, score, points lost and its 95 % interval.
+        loss: KL against the original, in nats (normalised error where it is no classifier).
+        points, points_error: percentage points lost, and one standard error.
     """
 
-    params: int
-    macs: int | None
-    nbytes: int
-    activation_bytes: int | None
-    latency_ms: float
-    speedup: float
-    speedup_error: float
     loss: float
     points: float
     points_error: float
-    test: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +44,7 @@ class Row:
     """
 
     changes: tuple[str, ...]
-    measured: Measured | None = None
+    measured: Tried | None = None
     reason: str | None = None
     chosen: bool = False
 
@@ -114,18 +97,12 @@ class Downsampling:
         Raises:
             OutputError: when it cannot be written.
         """
-        place = writable_folder(folder)
-        try:
-            for name, write in (
-                ("model.onnx", lambda path: shutil.copyfile(self.file, path)),
-                ("result.json", lambda path: path.write_text(json.dumps(self.record, indent=1) + "\n")),
-            ):
-                partial = place / f".{name}.part"
-                write(partial)
-                partial.replace(place / name)
-        except OSError as error:
-            raise OutputError(f"save: cannot write into '{place}': {error.strerror}") from error
-        return place
+
+        def write(draft: Path) -> None:
+            shutil.copyfile(self.file, draft / "model.onnx")
+            write_record(self.record, draft)
+
+        return save_together(folder, write)
 
 
 def plain(rows: tuple[Row, ...]) -> list[dict[str, Any]]:
@@ -150,14 +127,11 @@ def to_text(rows: tuple[Row, ...]) -> str:
     for row in rows:
         if row.measured is not None:
             table.add_row(*(Text(cell) for cell in cells(row, row.measured)))
-    stream = io.StringIO()
-    console = Console(file=stream, width=WIDTH)
-    console.print(table)
     refused = [f"not possible: {'; '.join(row.changes)}: {row.reason}" for row in rows if row.reason is not None]
-    return "\n".join([stream.getvalue().rstrip(), *refused])
+    return "\n".join([as_text(table, WIDTH), *refused])
 
 
-def cells(row: Row, found: Measured) -> list[str]:
+def cells(row: Row, found: Tried) -> list[str]:
     """One line of the table."""
     name = " + ".join(row.changes) or "original"
     test = found.test or {}

@@ -22,14 +22,16 @@ MODULE = "smidgen.pipeline.downsample"
 @pytest.fixture(autouse=True)
 def _untimed_files(monkeypatch):
     """Nothing here depends on the clock."""
-    monkeypatch.setattr(f"{MODULE}.compare_speed", lambda *given: (Latency(1.0, 1.0, 1.0, 1, 1.0),) * 2)
+    monkeypatch.setattr(
+        "smidgen.pipeline.measuring.compare_speed", lambda *given: (Latency(1.0, 1.0, 1.0, 1, 1.0),) * 2
+    )
 
 
 @pytest.fixture(scope="module")
 def found(trained):
     before = copy.deepcopy(trained.state_dict())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{MODULE}.compare_speed", lambda *given: (Latency(1.0, 1.0, 1.0, 1, 1.0),) * 2)
+        patch.setattr("smidgen.pipeline.measuring.compare_speed", lambda *given: (Latency(1.0, 1.0, 1.0, 1, 1.0),) * 2)
         result = downsample(trained, pictures(), max_drop="30%", test=pictures(80, 3), seed=1)
     assert all(torch.equal(before[k], v) for k, v in trained.state_dict().items()), "the given network was changed"
     return result
