@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 try:
-    import torchvision  # noqa: F401
+    import torchvision  # noqa: F401 - whether it loads is the question
 except RuntimeError:
     # NNCodec imports it, and beside a torch of another build it misses two operators that nobody here calls.
     for _module in [module for module in sys.modules if module.partition(".")[0] == "torchvision"]:

@@ -61,7 +61,7 @@ def fit(
     Returns:
         Seconds, of earlier runs too.
     """
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] - the stubs of `to` lack this form
     optimiser = torch.optim.SGD(
         net.parameters(), lr=recipe.rate, momentum=0.9, weight_decay=recipe.decay, nesterov=True
     )

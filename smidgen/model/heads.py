@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from smidgen.errors import UserError, one_line
 from smidgen.model.replace import put
-
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from smidgen.model.sites import FORWARD
 
 
 def with_head(model: nn.Module, example: Tensor, classes: int) -> tuple[nn.Module, str]:
@@ -50,7 +49,7 @@ def with_head(model: nn.Module, example: Tensor, classes: int) -> tuple[nn.Modul
 def _last_layer(model: nn.Module, example: Tensor) -> tuple[str, Any]:
     """The layer that runs last, once it is certain that it gives the scores."""
     called: list[nn.Module] = []
-    layers = {each: name for name, each in model.named_modules() if isinstance(each, _LAYERS)}
+    layers = {each: name for name, each in model.named_modules() if isinstance(each, FORWARD)}
     hooks = [each.register_forward_hook(lambda layer, _, __: called.append(layer)) for each in layers]
     try:
         with torch.no_grad():

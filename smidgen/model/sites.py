@@ -20,7 +20,8 @@ CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 READ_ELSEWHERE = "other code reads its weight or its sizes"
 
-LAYERS = LINEAR + CONV + TRANSPOSED
+FORWARD = LINEAR + CONV  # each row of a weight makes one output
+LAYERS = FORWARD + TRANSPOSED
 
 
 def contained(model: nn.Module) -> nn.Module:

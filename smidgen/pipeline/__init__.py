@@ -147,7 +147,7 @@ def compress(
         _check_budget(budget or Budget(), task, "archive")
         told = with_training_of(recipe, settings or {}, train, checkpoint)
         return cook(task, told, budget or Budget(), refit, progress)
-    targets = tuple(check_targets(target))
+    targets = check_targets(target)
     most, flash = parse_limit("max_ram", max_ram), parse_limit("max_flash", max_flash)
     data = None if data is None else as_data(data)
     task = open_task(model, data, test, weights, example, metric, threads, device, seed)

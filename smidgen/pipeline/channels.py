@@ -172,7 +172,7 @@ def _amounts(whole: Run, budget: Budget, plan: Plan) -> tuple[float, float, Call
     """What may be taken in all, the plan's price, and what each layer takes at a price: bytes or milliseconds."""
     options, chosen = whole.options, whole.chosen
     if budget.timed:
-        whole_ms = whole.work.original_ms()
+        whole_ms = whole.work.original_ms
         rest = whole_ms - sum(float(option.times[0]) for option in options if option.times is not None)
         limit = (budget.latency_ms or whole_ms / (budget.faster or 1.0)) - max(rest, 0.0)
 

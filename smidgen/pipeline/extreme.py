@@ -134,9 +134,7 @@ def _finished(
     return work.finish(Outcome(trial, met, (trial,), note), budget, time.perf_counter() - started, alone=False)
 
 
-def _choices(
-    sites: list[Site], stored: Mapping[str, Stored], nbytes: float, loss: float
-) -> tuple[Choice, ...]:  # fmt: skip
+def _choices(sites: list[Site], stored: Mapping[str, Stored], nbytes: float, loss: float) -> tuple[Choice, ...]:
     """What each layer took: bytes by the model that priced them; the loss is of all layers, in equal parts."""
     bits = {site.name: _bits(stored[site.name]) for site in sites}
     whole = sum(bits.values()) or 1.0

@@ -33,6 +33,7 @@ from smidgen.errors import DataError, PlanError, UserError
 from smidgen.forms import FLOATS, Dense, Masked
 from smidgen.measure.memory import release
 from smidgen.methods import Pruning
+from smidgen.model.sites import FORWARD
 from smidgen.pipeline.options import kept_batches
 from smidgen.pipeline.task import Task
 from smidgen.pipeline.workshop import Workshop
@@ -43,7 +44,7 @@ from smidgen.recover.augment import check_images
 from smidgen.recover.distance import distance
 from smidgen.recover.distil import Mixture, need_labels
 from smidgen.recover.loop import Fitted, Training, fit
-from smidgen.recover.schedule import LAYERS, Pruner, Schedule
+from smidgen.recover.schedule import Pruner, Schedule
 from smidgen.recover.trainable import filled, read_back, steps_of, trainable
 from smidgen.report.result import Result
 from smidgen.site import untouched
@@ -239,7 +240,7 @@ def _trained(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery)
 def _gradual(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery) -> tuple[float, Fitted, Realised]:
     """The original, pruned while it trains to the sparsity that the plan has."""
     task, sites = work.task, work.task.prepared.sites
-    pruned = {c.site for c in plan.choices if c.pruned and isinstance(realised.model.get_submodule(c.site), LAYERS)}
+    pruned = {c.site for c in plan.choices if c.pruned and isinstance(realised.model.get_submodule(c.site), FORWARD)}
     count = sum(site.weight.size for site in sites if site.name in pruned)
     left = sum(choice.rank or 0 for choice in plan.choices if choice.site in pruned)
     dense = {site.name: untouched(site) for site in sites}
@@ -247,7 +248,7 @@ def _gradual(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery)
     steps = recovery.training.epochs * (len(recovery.inputs) // recovery.training.batch)
     every = max(1, round(PRUNED * steps / PRUNINGS))
     schedule = Schedule(1 - left / count, every=every, times=min(PRUNINGS, max(1, steps // 2)))
-    whole = [name for name, module in net.named_modules() if isinstance(module, LAYERS) and name not in pruned]
+    whole = [name for name, module in net.named_modules() if isinstance(module, FORWARD) and name not in pruned]
     pruner = Pruner(net, schedule, protect=whole)
     with torch.no_grad():
         start = _held(work, filled(realised.model, sites, realised.stored), recovery.mix)()

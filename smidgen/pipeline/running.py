@@ -218,7 +218,7 @@ def check_ranks(options: Sequence[Options], chosen: Mapping[str, AnyMethod]) -> 
 
 def _search_time(work: Workshop, budget: Budget, options: list[Options], plan_at: PlanAt) -> Outcome:
     """The search where time has the price, in shares of the time that is asked for."""
-    whole_ms = work.original_ms()
+    whole_ms = work.original_ms
 
     def share(trial: Trial) -> float:
         assert trial.latency_ms is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ class Workshop:
             return None
         return budget.nbytes or int(self.original.stat().st_size / (budget.times or 1))
 
+    @cached_property
     def original_ms(self) -> float:
         """Time of the original for one input, in milliseconds."""
         return self._speed(self.original)[0].median_ms

@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize as torch_parametrize
 
 from smidgen.errors import PlanError
 from smidgen.forms import Codebook, Leaf, Masked
+from smidgen.model.sites import LAYERS
 from smidgen.numerics.kmeans import kmeans, nearest, rounded_values
 from smidgen.recover.steps import first_steps
 from smidgen.recover.trainable import hold
@@ -27,9 +28,6 @@ from smidgen.recover.trainable import hold
 Constraint = Literal["zeros", "values", "steps"]
 BITS = {"zeros": 0, "values": 5, "steps": 8}  # where nobody says
 PER_OCTAVE = 1024  # of learned steps: as good as any real number, and exact in every file of fixed widths
-LAYERS = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
 
 
 def parametrize(

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from smidgen.calibrate.answers import LEAST_VARIANCE, as_logits, is_classifier, outputs_of
 from smidgen.data import Dataset
 from smidgen.errors import DataError, UserError
+from smidgen.model.sites import FORWARD
 from smidgen.recover.scoring import answers, class_score, ordered
 
 Outputs = list[Tensor]
 KEPT_NBYTES = 1 << 29  # a teacher's answers are kept when all of them take less
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def soft_loss(student: Float[Tensor, "n k"], teacher: Float[Tensor, "n k"], temperature: float) -> Float[Tensor, ""]:
@@ -242,7 +242,7 @@ def _read_by_layers(net: nn.Module, example: Tensor) -> dict[tuple[int, ...], tu
     hooks = [
         each.register_forward_pre_hook(lambda layer, given: calls.append((layer, given[0])))
         for each in net.modules()
-        if isinstance(each, _LAYERS)
+        if isinstance(each, FORWARD)
     ]
     try:
         _answers(net, example)

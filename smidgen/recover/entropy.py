@@ -30,6 +30,7 @@ from torch.nn.utils import parametrize
 from smidgen.coding import cost_model, pack_many
 from smidgen.errors import PlanError
 from smidgen.forms import Quantized
+from smidgen.model.sites import FORWARD
 
 # The first step of a tensor in its standard deviations: fine enough that rounding costs nothing yet.
 FIRST_STEP = 0.5
@@ -223,5 +224,4 @@ class Entropy:
 
 
 def _layers(model: nn.Module) -> list[str]:
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return [name for name, layer in model.named_modules() if isinstance(layer, kinds)]
+    return [name for name, layer in model.named_modules() if isinstance(layer, FORWARD)]

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.errors import DataError
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+from smidgen.model.fold import NORMS
 
 
 def reestimate(model: nn.Module, batches: Iterable[Tensor], *, device: str = "cpu") -> int:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.errors import PlanError
+from smidgen.model.sites import FORWARD
 
 Kind = Literal["cubic", "iterative", "one-shot"]
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # that are pruned
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Pruner:
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule, protect: Sequence[str] = ()) -> None:
-        named = {name: each.weight for name, each in model.named_modules() if isinstance(each, LAYERS)}
+        named = {name: each.weight for name, each in model.named_modules() if isinstance(each, FORWARD)}
         missing = [pattern for pattern in protect if not any(fnmatchcase(name, pattern) for name in named)]
         if missing:
             raise PlanError(f"protect: no layer is called {missing[0]!r}; there are: {', '.join(list(named)[:8])}")

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from smidgen.calibrate.answers import as_logits, outputs_of
 from smidgen.data import Dataset
 
-BATCH = 256
-
 
 def answers(model: nn.Module, inputs: Dataset) -> list[Tensor]:
     """Outputs for all inputs in float32, ``[inputs, …]`` on the host; the network's mode stays as it is.
@@ -22,7 +20,7 @@ def answers(model: nn.Module, inputs: Dataset) -> list[Tensor]:
     """
     device = next((each.device for each in model.parameters()), torch.device("cpu"))
     with torch.no_grad():
-        parts = [outputs_of(model(torch.from_numpy(part).to(device))) for part in inputs.batches(BATCH)]
+        parts = [outputs_of(model(torch.from_numpy(part).to(device))) for part in inputs.batches()]
     return [torch.cat(each).float().cpu() for each in zip(*parts, strict=True)]
 
 

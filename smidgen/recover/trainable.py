@@ -22,13 +22,12 @@ from torch.nn.utils import parametrize as torch_parametrize
 
 from smidgen.errors import PlanError
 from smidgen.forms import Codebook, Dense, Form, Leaf, Masked, Quantized, dense, leaves, stages, width, with_leaves
+from smidgen.model.fold import NORMS
 from smidgen.model.replace import place
 from smidgen.recover.centroids import Shared
 from smidgen.recover.masks import Kept
 from smidgen.recover.steps import Stepped
 from smidgen.site import Site, Stored
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def trainable(
