@@ -140,6 +140,37 @@ def grouped(weight: np.ndarray, groups: int) -> np.ndarray:
     return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
+def stacked(weight: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """All rows of a weight that are multiplied with the same inputs, ``[groups, rows, n]``.
+
+    `grouped`, but for a transposed convolution: its weight is ``[in, out / groups, *kernel]``, A holds single input
+    positions, and every tap of the window is a dense layer of its own: rows are taps, then outputs.
+
+    >>> up = Geometry("conv_transpose", 4, 6, (2, 2), (2, 2), (0, 0), (1, 1), 2, (3, 3), (6, 6))
+    >>> stacked(np.zeros((4, 3, 2, 2)), up).shape
+    (2, 12, 2)
+    """
+    if geometry.kind != "conv_transpose":
+        return grouped(weight, geometry.groups)
+    groups, inp = geometry.groups, geometry.in_channels // geometry.groups
+    return weight.reshape(groups, inp, weight.shape[1], -1).transpose(0, 3, 2, 1).reshape(groups, -1, inp)
+
+
+def unstacked(rows: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The weight as the layer stores it, from `stacked`.
+
+    >>> up = Geometry("conv_transpose", 4, 6, (2, 2), (2, 2), (0, 0), (1, 1), 2, (3, 3), (6, 6))
+    >>> weight = np.arange(48.0).reshape(4, 3, 2, 2)
+    >>> bool((unstacked(stacked(weight, up), up) == weight).all())
+    True
+    """
+    if geometry.kind != "conv_transpose":
+        return rows.reshape(geometry.out_channels, -1, *geometry.kernel)
+    groups, out = geometry.groups, geometry.out_channels // geometry.groups
+    taps = rows.reshape(groups, -1, out, rows.shape[-1]).transpose(0, 3, 2, 1)
+    return taps.reshape(geometry.in_channels, out, *geometry.kernel)
+
+
 def untouched(site: Site) -> Stored:
     """The site left as it is."""
     return Stored(Dense(site.weight), site.bias)

@@ -83,7 +83,7 @@ def metric_of(site: Site, curvature: Curvature) -> Metric:
     g = site.geometry
     inputs = curvature.inputs
     if inputs.matrix is None and inputs.rows is None:
-        n = site.weight.size // site.weight.shape[0]
+        n = g.in_channels // g.groups if g.kind == "conv_transpose" else site.weight.size // site.weight.shape[0]
         if g.groups == 1 and n > WHOLE:
             one = torch.ones(1, n, dtype=torch.float64)
             inputs = Moment(rows=torch.zeros(1, 0, n, dtype=torch.float64), diagonal=one)

@@ -30,7 +30,7 @@ from smidgen.planning.allocate import choice_of
 from smidgen.planning.candidates import Label, Options, weights_only
 from smidgen.planning.metric import DAMP, Metric, metric_of
 from smidgen.planning.plan import Plan, fingerprint
-from smidgen.site import Curvature, Site, grouped
+from smidgen.site import Curvature, Site, stacked, unstacked
 
 # True loss and predicted one of a layer, by their forms; of all layers together, by all forms.
 Alone = Callable[[Mapping[str, Masked]], Mapping[str, float]]
@@ -50,7 +50,7 @@ class _Layer:
 
     Args:
         site: the layer.
-        weight: im2col rows of each group, float64.
+        weight: rows of each group over the same inputs, float64 (`smidgen.site.stacked`).
         metric: its A and G.
         factors: of A.
         rows: g.
@@ -61,6 +61,12 @@ class _Layer:
     metric: Metric
     factors: list[Factor] | Tensor
     rows: Tensor
+
+    @property
+    def channels(self) -> int:
+        """Input channels that a row reads."""
+        g = self.site.geometry
+        return g.in_channels // g.groups
 
     @property
     def moment(self) -> Tensor | None:
@@ -177,18 +183,20 @@ def _check(site: Site, pruning: Pruning, allowed: Mapping[str, Sequence[str]]) -
         raise Refusal(f"{name}: it is protected")
     if name not in allowed.get(site.geometry.kind, ()):
         raise Refusal(f"{name}: it was not asked for this kind of layer")
-    if site.geometry.kind == "conv_transpose":
-        raise Refusal(f"{name}: a transposed convolution has no pruning yet")
-    if settings.kept_of and site.weight.shape[1] < settings.kept_of[1]:
-        raise Refusal(f"{name}: {site.weight.shape[1]} input channels have no pattern of {settings.pattern}")
+    channels = site.geometry.in_channels // site.geometry.groups
+    if settings.kept_of and channels < settings.kept_of[1]:
+        raise Refusal(f"{name}: {channels} input channels have no pattern of {settings.pattern}")
 
 
 def _layer(site: Site, curvature: Curvature) -> _Layer:
-    weight = torch.as_tensor(grouped(site.weight, site.geometry.groups), dtype=torch.float64)
+    g = site.geometry
+    weight = torch.as_tensor(stacked(site.weight, g), dtype=torch.float64)
     if not bool(torch.isfinite(weight).all()):
         raise Refusal("pruning: the weight holds nan or inf")
     metric = metric_of(site, curvature)
-    return _Layer(site, weight, metric, metric.factors, metric.rows(*weight.shape[:2]))
+    out = g.out_channels // g.groups
+    taps = weight.shape[1] // out  # of a transposed convolution, else one: all rows of an output count alike
+    return _Layer(site, weight, metric, metric.factors, metric.rows(g.groups, out).repeat(1, taps))
 
 
 def _best(
@@ -226,7 +234,7 @@ def _factors(layers: Mapping[str, _Layer], forms: Mapping[str, Masked], true: Ma
     """√(true loss / predicted one) of each layer, beside the mean of all."""
     ratios = {}
     for name, layer in layers.items():
-        change = layer.weight - torch.as_tensor(forms[name].values).to(layer.weight).reshape(layer.weight.shape)
+        change = layer.weight - torch.as_tensor(stacked(forms[name].values, layer.site.geometry)).to(layer.weight)
         gram = layer.metric.inputs.between(change, change).diagonal(dim1=1, dim2=2)
         predicted = 0.5 * float((layer.rows * gram).sum())
         ratios[name] = max(true[name], LEAST) / max(predicted, LEAST)
@@ -241,7 +249,8 @@ def _forms(layers: Mapping[str, _Layer], pruning: Pruning) -> dict[str, Masked]:
 
 def _form(layer: _Layer, pruning: Pruning, kept: Tensor) -> Masked:
     values = pruning.values(layer.weight, layer.moment, layer.factors, kept)
-    return Masked(torch.where(kept, values, 0.0).float().reshape(layer.site.weight.shape).cpu().numpy())
+    left = torch.where(kept, values, 0.0).float().cpu().numpy()
+    return Masked(unstacked(left, layer.site.geometry).reshape(layer.site.weight.shape))
 
 
 def _chosen(layers: Mapping[str, _Layer], pruning: Pruning) -> dict[str, Tensor]:
@@ -258,7 +267,7 @@ def _masks(layers: Mapping[str, _Layer], pruning: Pruning) -> dict[str, Tensor]:
     kept: dict[str, Tensor] = {}
     for turn in range(ROUNDS):
         scores = {n: pruning.scores(each.weight, each.factors, each.rows, price) for n, each in layers.items()}
-        before, kept = kept, _kept(scores, {n: each.site for n, each in layers.items()}, settings)
+        before, kept = kept, _kept(scores, {n: each.channels for n, each in layers.items()}, settings)
         if turn and all(torch.equal(before[name], kept[name]) for name in kept):
             break
         gone = [scores[name][~kept[name]] for name in kept]
@@ -267,10 +276,10 @@ def _masks(layers: Mapping[str, _Layer], pruning: Pruning) -> dict[str, Tensor]:
     return kept
 
 
-def _kept(scores: Mapping[str, Tensor], sites: Mapping[str, Site], settings: object) -> dict[str, Tensor]:
+def _kept(scores: Mapping[str, Tensor], channels: Mapping[str, int], settings: object) -> dict[str, Tensor]:
     share, scope, kept_of = (getattr(settings, each) for each in ("share", "scope", "kept_of"))
     if kept_of:
-        return {name: pattern_kept(score, sites[name].weight.shape, *kept_of) for name, score in scores.items()}
+        return {name: pattern_kept(score, channels[name], *kept_of) for name, score in scores.items()}
     if scope == "row":
         return {name: _rows_kept(score, share) for name, score in scores.items()}
     return largest_kept(scores, share)
@@ -305,20 +314,17 @@ def _rows_kept(score: Tensor, share: float) -> Tensor:
     return torch.argsort(torch.argsort(score, dim=-1, stable=True), dim=-1) >= count
 
 
-def pattern_kept(
-    score: Tensor, shape: tuple[int, ...], kept: int, of: int
-) -> Tensor:  # fmt: skip
+def pattern_kept(score: Tensor, inp: int, kept: int, of: int) -> Tensor:
     """N of every M neighbouring input channels at each place of the window; of fewer at the end, N at most.
 
     Args:
         score: ``[groups, out, n]``.
-        shape: of the weight, ``[out, inp, *kernel]``.
+        inp: input channels of a row.
         kept, of: N and M.
 
-    >>> pattern_kept(torch.tensor([[[4.0, 1.0, 2.0, 3.0]]]), (1, 4), 2, 4).tolist()
+    >>> pattern_kept(torch.tensor([[[4.0, 1.0, 2.0, 3.0]]]), 4, 2, 4).tolist()
     [[[True, False, False, True]]]
     """
-    inp = shape[1]
     places = score.reshape(*score.shape[:2], inp, -1).mT  # groups, out, place, channel
     spare = -inp % of
     filled = torch.nn.functional.pad(places, (0, spare), value=-torch.inf).unflatten(-1, (-1, of))

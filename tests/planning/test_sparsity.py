@@ -13,7 +13,7 @@ from smidgen.forms import Geometry, Masked
 from smidgen.methods import prunings
 from smidgen.planning.candidates import gather, weights_only
 from smidgen.planning.sparsity import largest_kept, pattern_kept, pruned_plan, with_pruned
-from smidgen.site import Curvature, Moment, Site
+from smidgen.site import Curvature, Moment, Site, stacked
 
 ALL = dict.fromkeys(("linear", "conv", "conv_transpose"), tuple(prunings()))
 
@@ -32,6 +32,7 @@ def conv(inp: int, out: int, groups: int = 1) -> Geometry:
 def known(one: Site, seed: int = 1) -> Curvature:
     g = one.geometry
     n, out = g.columns, g.out_channels // g.groups
+    n = g.in_channels // g.groups if g.kind == "conv_transpose" else n
     x = np.random.default_rng(seed).normal(size=(g.groups, 4 * n, n)) * np.linspace(0.3, 2, n)
     moment = torch.from_numpy(np.einsum("gkn,gkm->gnm", x, x) / x.shape[1]).float()
     rows = torch.diag_embed(torch.linspace(0.5, 2, out).expand(g.groups, out)) / 50
@@ -117,13 +118,27 @@ def test_on_a_diagonal_metric_curvature_is_magnitude():
     np.testing.assert_allclose(a.values, b.values, rtol=1e-6)
 
 
-def test_protected_and_unfit_layers_stay_whole():
-    turned = site("up", Geometry("conv_transpose", 4, 6, (2, 2), (2, 2), (0, 0), (1, 1), 1, (3, 3), (6, 6), (0, 0)))
+@pytest.mark.parametrize("name", sorted(prunings()))
+@pytest.mark.parametrize("how", [{"sparsity": 0.6}, {"sparsity": 0.5, "scope": "row"}, {"pattern": "2:4"}])
+def test_a_transposed_convolution_is_pruned_as_the_dense_layer_that_it_is(name, how):
+    """Windows that do not overlap: the same products as a 1×1 convolution with an output for each tap."""
+    turned = Geometry("conv_transpose", 8, 6, (2, 3), (2, 3), (0, 0), (1, 1), 2, (3, 3), (6, 9), (0, 0))
+    flat = Geometry("conv", 8, 36, (1, 1), (1, 1), (0, 0), (1, 1), 2, (3, 3), (3, 3))
+    up = Site("up", turned, np.random.default_rng(0).normal(size=(8, 3, 2, 3)).astype("f4"))
+    same = Site("same", flat, stacked(up.weight, turned).reshape(36, 4, 1, 1))
+    curvature = known(up)
+    tiled = torch.stack([torch.kron(torch.eye(6), each) for each in curvature.outputs.matrix])
+    as_dense = Curvature(curvature.inputs, Moment(matrix=tiled), "calibration", 64)
+    a = forms(name, [up], {"up": curvature}, **how)["up"]
+    b = forms(name, [same], {"same": as_dense}, **how)["same"]
+    np.testing.assert_allclose(stacked(a.values, turned).reshape(36, 4), b.values.reshape(36, 4), rtol=1e-5)
+
+
+def test_protected_layers_stay_whole():
     pruning = prunings()["magnitude"].with_settings(sparsity=0.5, protect=["conv1", "bo*"])
-    options = with_pruned(gather([*SITES, turned], {}, {}), {}, pruning, ALL)
-    assert [option.labels[-1].method for option in options] == [None, None, "magnitude", None]
+    options = with_pruned(gather(SITES, {}, {}), {}, pruning, ALL)
+    assert [option.labels[-1].method for option in options] == [None, None, "magnitude"]
     assert "protected" in options[1].refusals["magnitude"]
-    assert "transposed" in options[3].refusals["magnitude"]
     with pytest.raises(PlanError, match="no layer is called 'hed'; did you mean head"):
         forms("magnitude", sparsity=0.5, protect="hed")
 
@@ -148,7 +163,7 @@ def test_the_largest_stay_and_no_layer_is_empty(rows, share):
 
 
 def test_equals_of_a_pattern():
-    assert pattern_kept(torch.zeros(1, 2, 6), (2, 6), 1, 4).sum(-1).tolist() == [[2, 2]]
+    assert pattern_kept(torch.zeros(1, 2, 6), 6, 1, 4).sum(-1).tolist() == [[2, 2]]
 
 
 @pytest.mark.parametrize("wrong", [0, 1, -0.1, 1.5, 70, float("nan"), True])
