@@ -74,16 +74,16 @@ def page(module: ModuleType, kind: str) -> Page:
         if needed not in parts:
             raise LookupError(f"smidgen/methods/{name}.py: its docstring has no paragraph '{needed} …'")
     lines = [
-        f"# `{name}`", one_line(title), f"Typed: {typed.format(name)}.", *map(block, parts[""]),
-        "## When it helps", block(parts[HELPS][0]),
-        "## When it does not", block(parts[NOT][0]),
+        f"# `{name}`", block(title), f"Typed: {typed.format(name)}.", *map(block, parts[""]),
+        "## When it helps", sentence(parts[HELPS][0]),
+        "## When it does not", sentence(parts[NOT][0]),
     ]  # fmt: skip
     if DIFFERS in parts:
         lines += ["## How it differs from the paper", *map(block, parts[DIFFERS])]
     lines += [*settings(getattr(module, kind)), "## Measured", *measured(name, parts[RECORDS][0])]
     source = f"smidgen/methods/{name}.py"
     lines.append(f"*Written from the docstring of [{source}](../../{source}).*")
-    return Page(name, heading, one_line(title), "\n\n".join(lines) + "\n")
+    return Page(name, heading, block(title), "\n\n".join(lines) + "\n")
 
 
 def sections(paragraphs: Sequence[str]) -> dict[str, list[str]]:
@@ -105,6 +105,12 @@ def block(paragraph: str) -> str:
     if paragraph.startswith("    "):
         return f"```text\n{inspect.cleandoc(paragraph)}\n```"
     return linked(one_line(paragraph))
+
+
+def sentence(paragraph: str) -> str:
+    """A paragraph whose first words were taken off, with a capital."""
+    text = block(paragraph)
+    return text[:1].upper() + text[1:]
 
 
 def one_line(paragraph: str) -> str:
