@@ -38,6 +38,7 @@ def test_every_method_has_a_page_that_says_when(site: dict[str, ModuleType]) -> 
         assert heads[1:3] == ["When it helps", "When it does not"], name
         assert heads[-1] == "Measured", name
         assert all(len(part) > 60 for part in told), name
+        assert "```text\n" in told[0], f"{name}: no formula"
         assert "arxiv" in text.lower() or name == "nearest", name
 
 

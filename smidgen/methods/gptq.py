@@ -1,5 +1,7 @@
 """Rounding to integers, each column making good what the columns before it lost.
 
+    z_j = round(t_j / (r · s_j)),    t_j = ((W L)_j − Σ_{k>j} ŵ_k L_kj) / L_jj,    L Lᵀ = A + δI
+
 Columns are taken one after another in the factor of A (`smidgen.numerics.cancellation`), at the scales of
 `smidgen.methods._stepped`. Paper: GPTQ, arXiv:2210.17323.
 

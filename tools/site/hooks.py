@@ -11,11 +11,10 @@ import posixpath
 import re
 from typing import Any
 
+from method_pages import index, pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-
-from method_pages import index, pages
 from records import ROOT, filled
 
 # Files of the repository that are pages of the site, by their place there; benchmarks and tools are added as text.
@@ -26,8 +25,8 @@ PAGES = {
     "benchmarks/README.md": "benchmarks/index.md",
     "benchmarks/RESULTS.md": "benchmarks/results.md",
 }
-TEXTS = ("LICENSE", "benchmarks/*.py", "smidgen/methods/*.py", "smidgen/numerics/*.py", "smidgen/planning/*.py",
-         "smidgen/calibrate/*.py", "smidgen/site.py")  # fmt: skip
+TEXTS = ("LICENSE", "benchmarks/*.py", "tools/site/*.py", "smidgen/site.py", "smidgen/calibrate/*.py",
+         "smidgen/methods/*.py", "smidgen/planning/*.py")  # fmt: skip
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 METHODS = "<!-- methods -->"
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import Any
 
-import smidgen.methods
 from records import claims, markdown_table, record, script, told
+
+import smidgen.methods
 
 # Paragraphs that begin so become sections; all but the paper's have to be there.
 HELPS, NOT, DIFFERS, RECORDS = "Helps:", "Does not help:", "Differs from the paper", "Records:"
@@ -79,7 +80,7 @@ def page(module: ModuleType, kind: str) -> Page:
         "## When it does not", sentence(parts[NOT][0]),
     ]  # fmt: skip
     if DIFFERS in parts:
-        lines += ["## How it differs from the paper", *map(block, parts[DIFFERS])]
+        lines += ["## How it differs from the paper", *map(sentence, parts[DIFFERS])]
     lines += [*settings(getattr(module, kind)), "## Measured", *measured(name, parts[RECORDS][0])]
     source = f"smidgen/methods/{name}.py"
     lines.append(f"*Written from the docstring of [{source}](../../{source}).*")
@@ -101,7 +102,7 @@ def sections(paragraphs: Sequence[str]) -> dict[str, list[str]]:
 
 
 def block(paragraph: str) -> str:
-    """A paragraph of a docstring as Markdown: indented lines are a formula or a table of words, in the letters they are in."""
+    """A paragraph of a docstring as Markdown: indented lines are a formula, which stays as it is."""
     if paragraph.startswith("    "):
         return f"```text\n{inspect.cleandoc(paragraph)}\n```"
     return linked(one_line(paragraph))
@@ -166,8 +167,10 @@ def measured(name: str, listed: str) -> list[str]:
 def _excerpt(name: str, wanted: str) -> Iterator[str]:
     tables = record(wanted).get("tables", {})
     named = {
-        title: [row[1:] for row in rows if row[0] == name] for title, (head, *rows) in tables.items() if head[0] == "method"
-    }  # fmt: skip
+        title: [row[1:] for row in rows if row[0] == name]
+        for title, (head, *rows) in tables.items()
+        if head[0] == "method"
+    }
     lines = claims(wanted, rf"\b{name}\b")
     if lines or not any(named.values()):
         yield markdown_table(("what", "asked", "measured", ""), lines or claims(wanted))
