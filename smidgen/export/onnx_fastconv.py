@@ -18,7 +18,7 @@ from smidgen.export.files import write_bytes
 from smidgen.export.onnx import DOMAIN, Base, fill
 from smidgen.export.onnx_chain import IR_VERSION, OPSET, noise
 from smidgen.forms import Geometry
-from smidgen.numerics.fastconv import Bilinear, corners, transform_kernel
+from smidgen.numerics.fastconv import Bilinear, Line, transform_kernel
 from smidgen.site import Site, Stored
 
 Shared = dict[tuple[Any, ...], onnx.TensorProto]  # constants by shape, type and content
@@ -162,13 +162,23 @@ def _windows(write: _Writer, plan: Bilinear, value: str, result: str, inp: int) 
     if plan.windows > 1:
         before, after = zip(rows.zeros, cols.zeros, strict=True)
         value = write.add("Pad", [value, write.constant([0, 0, *before, 0, 0, *after])], f"{result}.p")
-        cut = []
-        for i, j in corners(plan):
-            ends = [write.constant(place) for place in ([i, j], [i + rows.window, j + cols.window], [2, 3])]
-            cut.append(write.add("Slice", [value, *ends], f"{result}.{i}.{j}"))
-        value = write.add("Concat", cut, f"{result}.w", axis=2)
+        value = _cut(write, value, rows, 2)
+        value = write.reshape(value, -1, inp, rows.blocks, rows.window, cols.size + sum(cols.zeros))
+        # Side by side along the rows: what comes out is [.., columns' windows · rows, columns] without moving anything.
+        value = _cut(write, value, cols, 4, along=3)
     shape = write.constant((-1, inp, plan.windows, rows.window, cols.window))
     return write.add("Reshape", [value, shape], f"{result}.x")
+
+
+def _cut(write: _Writer, value: str, line: Line, axis: int, along: int | None = None) -> str:
+    """The windows of an axis, one after the other."""
+    if line.blocks == 1:
+        return value
+    cut = []
+    for start in line.starts:
+        ends = [write.constant([place]) for place in (start, start + line.window, axis)]
+        cut.append(write.add("Slice", [value, *ends], f"{value}.{start}"))
+    return write.add("Concat", cut, f"{value}w", axis=axis if along is None else along)
 
 
 def _joined(write: _Writer, plan: Bilinear, value: str, result: str, out: int) -> str:

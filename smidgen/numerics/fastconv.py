@@ -261,12 +261,8 @@ def _windows(x: Tensor, plan: Bilinear) -> Tensor:
     if plan.windows == 1:
         return x[:, :, None]
     x = F.pad(x, (*plan.cols.zeros, *plan.rows.zeros))
-    return torch.stack([x[:, :, i : i + plan.rows.window, j : j + plan.cols.window] for i, j in corners(plan)], dim=2)
-
-
-def corners(plan: Bilinear) -> list[tuple[int, int]]:
-    """First row and column of every window, in order."""
-    return [(i, j) for i in plan.rows.starts for j in plan.cols.starts]
+    x = torch.stack([x[:, :, i : i + plan.rows.window] for i in plan.rows.starts], dim=2)
+    return torch.stack([x[..., j : j + plan.cols.window] for j in plan.cols.starts], dim=3).flatten(2, 3)
 
 
 def _out(size: int, kernel: int, padding: int) -> int:
