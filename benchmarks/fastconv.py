@@ -308,6 +308,8 @@ def _ms(value: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--every", metavar="N", type=int, default=1, help="one layer of N alone")
+    parser.add_argument("--conditions", metavar="TEXT", default="", help="what else ran on the machine, for the record")
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     parser.add_argument("--no-networks", action="store_true", help="layers alone")
     args = parser.parse_args()
@@ -317,7 +319,7 @@ def main() -> None:
     if not args.draw:
         state = json.loads(STATE.read_text()) if STATE.is_file() else []
         done = {(_name(row), row["threads"]): row for row in state}
-        for number, cell in enumerate(cells()):
+        for number, cell in enumerate(cells()[:: args.every]):
             if (cell.name, args.threads) not in done:
                 done[cell.name, args.threads] = measured(cell, args.threads)
                 STATE.parent.mkdir(parents=True, exist_ok=True)
@@ -334,7 +336,8 @@ def main() -> None:
     claims = claims_of(listed, networks)
     layer_times(RESULTS / "fastconv.png", TITLE, [row for row in listed if row["threads"] == 1])
     show(TITLE, claims)
-    print(save("fastconv", TITLE, claims, tables=tables(listed), cells=listed, networks=networks))
+    told = {"conditions": args.conditions or before.get("conditions", "")}
+    print(save("fastconv", TITLE, claims, tables=tables(listed), cells=listed, networks=networks, **told))
 
 
 if __name__ == "__main__":

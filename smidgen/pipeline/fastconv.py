@@ -39,7 +39,7 @@ from smidgen.site import Curvature, Site, Stored, untouched
 LAYER_SECONDS = 3.0  # for all ways of one layer
 TIMES = 3  # that a file and the original are opened afresh and timed: the verdict hangs on it
 SPATIAL = "spatial"  # factors of the kernel, where some loss is allowed
-RANKS = 24  # of them that are tried, in closed form
+RANKS = 12  # of them that are tried, in closed form
 
 
 def fastconv(
@@ -117,6 +117,18 @@ class _Layer:
     reasons: tuple[str, ...] = ()
 
 
+Ways = dict[str, tuple[_Layer, Way]]  # what was chosen, by layer name
+
+
+@dataclass(frozen=True, eq=False)
+class _File:
+    """A written network: where, what it measured, and what is not direct in it."""
+
+    path: Path
+    trial: Trial
+    chosen: Ways
+
+
 class _Work:
     """Times, chooses, writes and measures for one network."""
 
@@ -131,7 +143,7 @@ class _Work:
 
     def finish(self, most: int | None) -> FastConvs:
         """The fastest file whose bytes fit."""
-        nbytes = self.direct.stat().st_size
+        nbytes = self.original.stat().st_size
         if most is not None and most < nbytes:
             raise BudgetError(
                 f"fastconv: max_size={most} B is less than the {nbytes} B that the network takes as it is; "
@@ -142,29 +154,31 @@ class _Work:
         for done, site in enumerate(convolutions):
             layers.append(self._layer(site))
             self.progress("layers", done + 1, len(convolutions))
-        taken = choose([layer.ways for layer in layers], None if most is None else most - nbytes)
-        saved = {
-            layer.site.name: layer.ways[0].ms - layer.ways[i].ms for layer, i in zip(layers, taken, strict=True) if i
-        }
-        chosen = {
-            layer.site.name: (layer, layer.ways[i].algorithm) for layer, i in zip(layers, taken, strict=True) if i
-        }
-        trials, files = [self._first()], [self.original]
-        by_gain = sorted(chosen, key=lambda name: -saved[name])
-        names: list[list[str]] = [[]]
+        spare = None if most is None else most - self.direct.stat().st_size
+        taken = choose([layer.ways for layer in layers], spare)
+        chosen = {layer.site.name: (layer, layer.ways[i]) for layer, i in zip(layers, taken, strict=True) if i}
+        files = self._files(chosen, most)
+        best = 0
+        for place, file in enumerate(files):
+            # One standard error above: a file that is faster by luck alone is not taken.
+            if file.trial.speedup - file.trial.error > files[best].trial.speedup:
+                best = place
+        return self._told(layers, files, best, most)
+
+    def _files(self, chosen: Ways, most: int | None) -> list[_File]:
+        """The original, a file with all that was chosen, with the half of it that gains most alone, …"""
+        latency, _ = compare_speed(self.original, self.original, one_input(self.task), self.task.threads)
+        first = Trial(0, self.original.stat().st_size, latency.median_ms, 1.0, 0.0)
+        files = [_File(self.original, first, {})]
+        by_gain = sorted(chosen, key=lambda name: chosen[name][1].ms - chosen[name][0].ways[0].ms)
         while by_gain:
             self.progress(f"file with {len(by_gain)} changed", 0, 0)
-            trial, path = self._trial({name: chosen[name] for name in by_gain}, len(files))
-            if most is None or trial.nbytes <= most:
-                trials.append(trial)
-                files.append(path)
-                names.append(by_gain)
-                if trial.speedup - trial.error > 1:
-                    break
+            file = self._file({name: chosen[name] for name in by_gain}, len(files))
+            if most is None or file.trial.nbytes <= most:
+                files.append(file)
             # What gains least alone is most likely lost to what the runtime joins in the whole file.
             by_gain = by_gain[: len(by_gain) // 2]
-        best = len(trials) - 1 if trials[-1].speedup - trials[-1].error > 1 else 0
-        return self._told(layers, {n: chosen[n] for n in names[best]}, trials, files, best, most)
+        return files
 
     def _layer(self, site: Site) -> _Layer:
         """All ways of a layer, timed in turns."""
@@ -200,52 +214,51 @@ class _Work:
             ways.append(Way(SPATIAL, ms * shares[SPATIAL], nbytes, relative_error(found, wanted)))
         return _Layer(site, tuple(ways), plans, form, tuple(dict.fromkeys(reasons)))
 
-    def _first(self) -> Trial:
-        latency, _ = compare_speed(self.original, self.original, one_input(self.task), self.task.threads)
-        return Trial(0, self.original.stat().st_size, latency.median_ms, 1.0, 0.0)
-
-    def _trial(self, chosen: dict[str, tuple[_Layer, str]], number: int) -> tuple[Trial, Path]:
+    def _file(self, chosen: Ways, number: int) -> _File:
         """Write a network, open it again, hold it against torch and time it beside the original."""
         task, path = self.task, self.folder.path / f"trial{number}.onnx"
-        stored, plans = self._ways(chosen)
+        stored, plans = self._stored(chosen)
         write_fast(task.prepared.base, self.sites, stored, plans, path)
         verify(self._module(chosen), path, one_input(task), task.threads)
         _, speed = compare_speed(self.original, path, one_input(task), task.threads, times=TIMES)
-        return Trial(len(chosen), path.stat().st_size, speed.median_ms, speed.speedup, speed.error), path
+        trial = Trial(len(chosen), path.stat().st_size, speed.median_ms, speed.speedup, speed.error)
+        return _File(path, trial, chosen)
 
-    def _ways(self, chosen: dict[str, tuple[_Layer, str]]) -> tuple[dict[str, Stored], dict[str, Bilinear]]:
+    def _stored(self, chosen: Ways) -> tuple[dict[str, Stored], dict[str, Bilinear]]:
+        """Forms of all sites, and plans of those that are not written as a form."""
+        plans = {
+            name: layer.plans[way.algorithm] for name, (layer, way) in chosen.items() if way.algorithm in layer.plans
+        }
         forms = {
             name: Stored(layer.form, layer.site.bias)
-            for name, (layer, way) in chosen.items()
-            if way == SPATIAL and layer.form is not None
+            for name, (layer, _) in chosen.items()
+            if name not in plans and layer.form is not None
         }
-        plans = {name: layer.plans[way] for name, (layer, way) in chosen.items() if way in layer.plans}
         return self.stored | forms, plans
 
-    def _module(self, chosen: dict[str, tuple[_Layer, str]]) -> nn.Module:
-        stored, plans = self._ways(chosen)
+    def _module(self, chosen: Ways) -> nn.Module:
+        """The same in torch."""
+        stored, plans = self._stored(chosen)
         forms = {name: stored[name] for name in chosen if name not in plans}
         model = with_forms(self.task.prepared.module, self.sites, forms)
-        fast, _ = with_fast_convs(model, self.task.example[:1], {name: chosen[name][1] for name in plans})
-        return fast
+        algorithms = {name: chosen[name][1].algorithm for name in plans}
+        return with_fast_convs(model, self.task.example[:1], algorithms)[0]
 
-    def _told(
-        self, layers: list[_Layer], chosen: dict[str, tuple[_Layer, str]], trials: list[Trial], files: list[Path],
-        best: int, most: int | None,
-    ) -> FastConvs:  # fmt: skip
+    def _told(self, layers: list[_Layer], files: list[_File], best: int, most: int | None) -> FastConvs:
+        """The record, and all that belongs to it."""
+        taken, task, trials = files[best], self.task, tuple(file.trial for file in files)
+        names = {name: way.algorithm for name, (_, way) in taken.chosen.items()}
         rows = tuple(
-            LayerRow(each.site.name, _shape(each.site), each.ways,
-                     chosen[each.site.name][1] if each.site.name in chosen else DIRECT, each.reasons)
+            LayerRow(each.site.name, _shape(each.site), each.ways, names.get(each.site.name, DIRECT), each.reasons)
             for each in layers
-        )  # fmt: skip
-        task = self.task
+        )
         record = {
             "schema_version": 1, "name": task.network.name, "threads": task.threads, "seed": task.seed,
             "asked": {"algorithms": self.algorithms, "max_size": most, "low_rank": self.low_rank},
             "versions": versions(), "taken": best, "trials": [asdict(trial) for trial in trials],
             "layers": [row.plain() for row in rows],
         }  # fmt: skip
-        return FastConvs(self._module(chosen), rows, tuple(trials), best, record, files[best], self.folder)
+        return FastConvs(self._module(taken.chosen), rows, trials, best, record, taken.path, self.folder)
 
 
 def _two_axes(site: Site) -> bool:
