@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import sets
 import torch
-from claims import RESULTS, Claim, earlier, save, show
+from claims import RESULTS, Claim, earlier, machine, save, show
 from figure import layer_times
 from torch import nn
 from torch.nn import functional as F
@@ -52,6 +52,8 @@ NETWORKS = {
     "resnet20": "resnet20_cifar10_jpegft.onnx", "catsdogs": "ai85cd_catsdogs.onnx",
     "squeezenet": "squeezenet1_1_imagenet.onnx", "mobilenet_v2": "mobilenet_v2_1.0_224_imagenet.onnx",
 }  # fmt: skip
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "fast-convolution.md"
+MARKS = "<!-- figures -->", "<!-- end of figures -->"
 STATE = RESULTS / "fastconv-cells.json"
 
 
@@ -196,7 +198,7 @@ def _in_turns(runners: Mapping[str, Any], x: np.ndarray, threads: int, seconds: 
 
 
 def whole_files(threads: int) -> list[dict[str, Any]]:
-    """`smidgen.fastconv` on networks, and on the layers of a ResNet-50 that run on 28×28 and 14×14."""
+    """`smidgen.fastconv` on networks, and on two that are made for it."""
     found = []
     for name, file in NETWORKS.items():
         result = smidgen.fastconv(sets.model(file), threads=threads)
@@ -301,6 +303,30 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, list[list[str]]]:
     return found
 
 
+def write_page(rows: list[dict[str, Any]], networks: list[dict[str, Any]], processor: str) -> None:
+    """The figures of docs/fast-convolution.md, between its two marks."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    names = [DIRECT, *ALGORITHMS]
+    lines = [
+        f"Written by `benchmarks/fastconv.py`: milliseconds in ONNX Runtime, one thread, {processor}; bold is what the "
+        "chooser took.",
+        "", "| layer | direct | F(2×2) | F(4×4) | Fourier |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in (row for row in rows if row["threads"] == 1):
+        cells = {name: _ms(row["onnxruntime_ms"].get(name)) for name in names}
+        cells[row["picked"]] = f"**{cells[row['picked']]}**"
+        lines.append(" | ".join([f"| {_name(row)}", *(cells[name] for name in names)]) + " |")
+    lines += ["", "| whole file | convolutions changed | milliseconds | as fast | bytes |", "|---|---|---|---|---|"]
+    for each in networks:
+        shown = 2 if each["changed"] else 1
+        ms = " → ".join(f"{value:.4g}" for value in each["latency_ms"][:shown])
+        size = " → ".join(f"{value / 1e6:.2f} MB" for value in each["nbytes"][:shown])
+        gain = f"{each['speedup']:.2f}×" if each["changed"] else "the original"
+        lines.append(f"| {each['network']} | {each['changed']} of {each['convolutions']} | {ms} | {gain} | {size} |")
+    PAGE.write_text(before + MARKS[0] + "\n" + "\n".join(lines) + "\n" + MARKS[1] + after, encoding="utf-8")
+
+
 def _ms(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
@@ -336,6 +362,7 @@ def main() -> None:
     claims = claims_of(listed, networks)
     layer_times(RESULTS / "fastconv.png", TITLE, [row for row in listed if row["threads"] == 1])
     show(TITLE, claims)
+    write_page(listed, networks, machine()["processor"])
     told = {"conditions": args.conditions or before.get("conditions", "")}
     print(save("fastconv", TITLE, claims, tables=tables(listed), cells=listed, networks=networks, **told))
 
