@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from smidgen.budget import parse_size
+from smidgen.budget import format_size, parse_size
 from smidgen.errors import BudgetError, Refusal, UserError
 from smidgen.export.onnx import write
 from smidgen.export.onnx_chain import chain_file, input_shape
@@ -38,6 +38,7 @@ from smidgen.site import Curvature, Site, Stored, untouched
 
 LAYER_SECONDS = 3.0  # for all ways of one layer
 TIMES = 3  # that a file and the original are opened afresh and timed: the verdict hangs on it
+LARGEST_NBYTES = 512 << 20  # of a kernel; a file of more than 2 GB no ONNX reader takes
 SPATIAL = "spatial"  # factors of the kernel, where some loss is allowed
 RANKS = 12  # of them that are tried, in closed form
 
@@ -185,8 +186,11 @@ class _Work:
         plans, reasons, files = {}, [], {}
         for name in self.algorithms:
             try:
-                plans[name] = plan_site(site, name)
-                files[name] = layer_file(site.geometry, plans[name])
+                plan = plan_site(site, name)
+                if plan.growth * site.weight.nbytes > LARGEST_NBYTES:
+                    raise Refusal(f"its kernel would take more than {format_size(LARGEST_NBYTES)}")
+                files[name] = layer_file(site.geometry, plan)
+                plans[name] = plan
             except Refusal as reason:
                 reasons.append(f"not {name}: {reason}")
         form = None if self.low_rank is None else _factors(site, self.low_rank, reasons)

@@ -38,7 +38,7 @@ def test_it_trains(name: str) -> None:
     module, x = MAKERS[name](conv, (8, 8)).train(), torch.randn(16, 3, 8, 8)
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)  # F(4, 3) multiplies some entries of the kernel by 64
     losses = []
-    for _ in range(40):
+    for _ in range(100):
         loss = (module(x) - goal(x).detach()).square().mean()
         optimizer.zero_grad()
         loss.backward()
