@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import ceil
-from typing import Any
 
 import numpy as np
 import torch
@@ -328,14 +327,14 @@ def _fourier(rows: Line, cols: Line) -> Bilinear:
     across = _wave(cols.points, range(cols.window), range(half), -1)
     right = np.block([[across.real, across.imag], [-across.imag, across.real]])
     # Back: of the four products (kernel's part, input's part) re·re − im·im is real, re·im + im·re imaginary.
-    up: Any = _wave(rows.points, range(rows.step), range(rows.points), 1) / rows.points
-    real, imaginary = [up.real, -up.imag, -up.imag, -up.real], [up.imag, up.real, up.real, -up.imag]
-    joined = [np.concatenate(four, axis=1) for four in (real, imaginary)]
+    up = _wave(rows.points, range(rows.step), range(rows.points), 1) / rows.points
+    re, im = np.real(up), np.imag(up)
+    joined = [np.concatenate(four, axis=1) for four in ([re, -im, -im, -re], [im, re, re, -im])]
     left_out = np.stack(joined, axis=1).reshape(2 * rows.step, -1)
     # What is real has frequencies in pairs of which one is kept; the first, and for even lengths the last, have none.
     twice = np.array([1 if f == 0 or 2 * f == cols.points else 2 for f in range(half)])[:, None]
-    along: Any = _wave(cols.points, range(half), range(cols.step), 1) * twice / cols.points
-    right_out = np.concatenate([along.real, -along.imag])
+    along = _wave(cols.points, range(half), range(cols.step), 1) * twice / cols.points
+    right_out = np.concatenate([np.real(along), -np.imag(along)])
     kernels = _taps(rows, rows.points), _taps(cols, half)
     return Bilinear(rows, replace(cols, points=half), 2, left, right, left_out, right_out, *kernels)
 

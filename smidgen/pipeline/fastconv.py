@@ -88,12 +88,11 @@ def fastconv(
     most = None if max_size is None else parse_size(max_size) if isinstance(max_size, str) else max_size
     if low_rank is not None and not 0 < low_rank < 1:
         raise UserError(f"fastconv: low_rank={low_rank!r} is no share of a kernel; give one between 0 and 1, as 0.01")
+    if not isinstance(model, nn.Module) and _holds_integers(Path(model)):
+        raise UserError(f"fastconv: '{model}' holds integers, which this would make floats of; give the file of floats")
     task = open_task(model, data, None, weights, example, None, threads, "cpu", seed)
     if not any(_two_axes(site) for site in task.prepared.sites):
         raise UserError(f"fastconv: '{task.network.name}' has no convolution of two axes; there is nothing to choose")
-    if task.network.source is not None and _holds_integers(task.network.source):
-        raise UserError(f"fastconv: '{task.network.source}' holds integers, which this would turn into floats; "
-                        "give the file of floats")  # fmt: skip
     with Threads(task.threads):
         work = _Work(task, [name for name in asked if name != DIRECT], low_rank, progress)
         return work.finish(most)
@@ -270,6 +269,8 @@ def _two_axes(site: Site) -> bool:
 
 
 def _holds_integers(path: Path) -> bool:
+    if path.suffix != ".onnx" or not path.is_file():
+        return False  # what else is wrong with it, loading tells
     content = path.read_bytes()
     return b"DequantizeLinear" in content or b"QuantizeLinear" in content
 
