@@ -323,9 +323,10 @@ def _fourier(rows: Line, cols: Line) -> Bilinear:
     half = cols.points // 2 + 1
     # Rows: real numbers in, (frequency, part) out; the columns then join (part, input) to (part, frequency).
     down = _wave(rows.points, range(rows.points), range(rows.window), -1)
-    left = np.stack([down.real, down.imag], axis=1).reshape(-1, rows.window)
+    left = np.stack([np.real(down), np.imag(down)], axis=1).reshape(-1, rows.window)
     across = _wave(cols.points, range(cols.window), range(half), -1)
-    right = np.block([[across.real, across.imag], [-across.imag, across.real]])
+    cosine, sine = np.real(across), np.imag(across)
+    right = np.block([[cosine, sine], [-sine, cosine]])
     # Back: of the four products (kernel's part, input's part) re·re − im·im is real, re·im + im·re imaginary.
     up = _wave(rows.points, range(rows.step), range(rows.points), 1) / rows.points
     re, im = np.real(up), np.imag(up)
