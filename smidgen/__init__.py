@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from smidgen.pipeline.bundle import bundle, merge
     from smidgen.pipeline.distil import distil
     from smidgen.pipeline.downsample import downsample
+    from smidgen.pipeline.fastconv import fastconv
     from smidgen.pipeline.prune import prune
     from smidgen.pipeline.transfer import transfer
     from smidgen.recover.training import Training
@@ -42,6 +43,7 @@ _HOMES = {
     "compress": "pipeline",
     "distil": "pipeline.distil",
     "downsample": "pipeline.downsample",
+    "fastconv": "pipeline.fastconv",
     "load_network": "model.load",
     "merge": "pipeline.bundle",
     "open_data": "data",
@@ -53,8 +55,8 @@ _HOMES = {
 
 __all__ = [
     "Budget", "Dataset", "Preprocess", "Result", "SmidgenError", "Training", "UserError",
-    "apply", "bench", "bundle", "compress", "distil", "downsample", "load_network", "merge", "open_data", "prune",
-    "rebuild_network", "transfer", "unpack",
+    "apply", "bench", "bundle", "compress", "distil", "downsample", "fastconv", "load_network", "merge", "open_data",
+    "prune", "rebuild_network", "transfer", "unpack",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "inspect": "show each layer: shape, bytes, what each method could save, why one is left alone",
     "downsample": "show where it could downsample earlier and what that saves, and write the best of it",
     "prune": "cut whole channels and neurons until so many multiplications are left, and refit the rest",
+    "fastconv": "compute each convolution the way that is fastest here: direct, Winograd, Fourier",
     "distil": "train a smaller network of your own to answer as a trained one does",
     "transfer": "teach a trained network other classes: a new last layer, trained alone and then with all others",
     "apply": "carry out a saved plan.json again",
@@ -215,6 +216,19 @@ def _prune(parser: argparse.ArgumentParser) -> None:
     _add_output(parser)
 
 
+def _fastconv(parser: argparse.ArgumentParser) -> None:
+    _add_network(parser)
+    _add_data(parser, test=False)
+    parser.add_argument(
+        "--algorithms", metavar="NAMES", help="beside direct: winograd2,winograd4,fft (all of them by default)"
+    )
+    parser.add_argument("--max-size", metavar="SIZE", help="of the file; transformed kernels are larger: 45MB")
+    parser.add_argument(
+        "--low-rank", metavar="SHARE", help="try kernels in two factors too, which may be off by so much: 1%%"
+    )
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where the fastest file goes (default: nowhere)")
+
+
 def _distil(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("teacher", help="an .onnx or .pt2 file, or file.py:factory")
     parser.add_argument("student", help="the same; smaller, with the same inputs and outputs")
@@ -317,7 +331,8 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 
 _FILL = {
-    "compress": _compress, "inspect": _inspect, "downsample": _downsample, "prune": _prune, "apply": _apply,
+    "compress": _compress, "inspect": _inspect, "downsample": _downsample, "prune": _prune, "fastconv": _fastconv,
+    "apply": _apply,
     "distil": _distil, "transfer": _transfer,
     "eval": _eval, "serve": _serve,
     "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo,
