@@ -40,7 +40,7 @@ def compress(options: argparse.Namespace) -> int:
 
     budget = read_budget(options)
     targets = check_targets(options.target.split(","))
-    methods = _methods(options.methods)
+    methods = methods_named(options.methods)
     settings = read_ranks(options.ranks, options.rank_multiple) | read_bits(options.bits)
     settings |= read_pruning(methods, options)
     if options.recipe is None:
@@ -92,7 +92,7 @@ def inspect(options: argparse.Namespace) -> int:
     """``smidgen inspect``."""
     from smidgen.cli.layers import describe_layers, print_layers
 
-    methods = _methods(options.methods)
+    methods = methods_named(options.methods)
     with Progress(options.quiet) as progress:
         data, _ = open_sets(options)
         settings = common(options)
@@ -181,7 +181,7 @@ def _written(folder: Path) -> list[Path]:
     return [folder / name for name in WRITTEN if (folder / name).is_file()]
 
 
-def _methods(text: str) -> str | list[str] | dict[str, list[str]]:
+def methods_named(text: str) -> str | list[str] | dict[str, list[str]]:
     """Names that exist; told before the work starts, not after the network is open."""
     from smidgen.methods import choose_methods
     from smidgen.pipeline.channels import split_channels

@@ -9,11 +9,13 @@ import ipaddress
 from collections.abc import Sequence
 from typing import NoReturn
 
+from smidgen.cli.sweeping import add_sweep
 from smidgen.cli.training_options import add_recovery, add_training
 from smidgen.errors import UserError
 
 COMMANDS = {
     "compress": "make a trained network smaller within a budget",
+    "sweep": "compress to many sizes at once and show what each costs, as a picture",
     "inspect": "show each layer: shape, bytes, what each method could save, why one is left alone",
     "downsample": "show where it could downsample earlier and what that saves, and write the best of it",
     "prune": "cut whole channels and neurons until so many multiplications are left, and refit the rest",
@@ -177,6 +179,14 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     _add_output(parser)
 
 
+def _sweep(parser: argparse.ArgumentParser) -> None:
+    _add_network(parser)
+    _add_data(parser)
+    add_sweep(parser)
+    _add_work(parser)
+    _add_output(parser)
+
+
 def _inspect(parser: argparse.ArgumentParser) -> None:
     _add_network(parser)
     _add_data(parser, test=False)
@@ -317,7 +327,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 
 _FILL = {
-    "compress": _compress, "inspect": _inspect, "downsample": _downsample, "prune": _prune, "apply": _apply,
+    "compress": _compress, "sweep": _sweep, "inspect": _inspect, "downsample": _downsample, "prune": _prune, "apply": _apply,
     "distil": _distil, "transfer": _transfer,
     "eval": _eval, "serve": _serve,
     "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo,
