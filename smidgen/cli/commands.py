@@ -69,7 +69,7 @@ def compress(options: argparse.Namespace) -> int:
             **_work(options),
             progress=progress,
         )
-        save(result, folder)
+        save(result, folder, options)
     return tell(result, folder, options)
 
 
@@ -84,7 +84,7 @@ def apply(options: argparse.Namespace) -> int:
         # What is not asked for is as in the run that made the plan.
         work = {**_work(options), "refit": False if options.no_refit else None}
         result = pipeline.apply(options.model, plan, data, test=test, **work, progress=progress)
-        save(result, folder)
+        save(result, folder, options)
     return tell(result, folder, options)
 
 
@@ -127,7 +127,7 @@ def demo(options: argparse.Namespace) -> int:
         result = pipeline.compress(
             made.network, made.data, test=made.test, budget=budget, progress=progress, **settings
         )  # fmt: skip
-        save(result, folder)
+        save(result, folder, options)
     code = tell(result, folder, options)
     if not options.json:
         print(f"the demo's own network and data: {made.network}, {made.data_file}, {made.test_file}")
@@ -151,8 +151,9 @@ def common(options: argparse.Namespace) -> dict[str, Any]:
     return {"seed": options.seed, "threads": options.threads, "device": options.device}
 
 
-def save(result: Result, folder: Path) -> None:
-    """All files or, when stopped, none of them halfway."""
+def save(result: Result, folder: Path, options: argparse.Namespace) -> None:
+    """All files or, when stopped, none of them halfway; the record tells the command that was typed."""
+    result.record["command"] = options.typed
     with undisturbed():
         result.save(folder)
 

@@ -6,9 +6,11 @@ import argparse
 import difflib
 import importlib.metadata
 import ipaddress
+import shlex
 from collections.abc import Sequence
 from typing import NoReturn
 
+from smidgen.cli.reporting import add_report
 from smidgen.cli.sweeping import add_sweep
 from smidgen.cli.training_options import add_recovery, add_training
 from smidgen.errors import UserError
@@ -23,6 +25,7 @@ COMMANDS = {
     "transfer": "teach a trained network other classes: a new last layer, trained alone and then with all others",
     "apply": "carry out a saved plan.json again",
     "eval": "score any ONNX or TFLite file in its runtime",
+    "report": "write the page of a result again, or of two side by side",
     "serve": "show original and smaller network side by side in a browser, on this machine or a phone",
     "bench": "time files beside their original, on this machine",
     "bundle": "pack a result for a device, with a script that measures it there; merge what came back",
@@ -69,6 +72,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         _refuse(unknown[0], options.command, commands[options.command])
+    options.typed = shlex.join(["smidgen", *argv])
     return options
 
 
@@ -115,7 +119,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         told = f"{text[0].upper()}{text[1:]}."
         commands[name] = inner.add_parser(name, help=text, description=told, allow_abbrev=False)
         _FILL[name](commands[name])
-        if name not in ("unpack", "serve", "bench", "bundle"):
+        if name not in ("unpack", "report", "serve", "bench", "bundle"):
             _add_computing(commands[name], seed=None if name == "apply" else 0)
         _add_common(commands[name])
     return parser, commands
@@ -129,10 +133,8 @@ def _version() -> str:
 
 
 def _compress(parser: argparse.ArgumentParser) -> None:
-    _add_network(parser)
-    _add_data(parser)
-    _add_budget(parser)
-    _add_work(parser)
+    for add in (_add_network, _add_data, _add_budget, _add_work):
+        add(parser)
     parser.add_argument(
         "--methods", "--method", metavar="NAMES", default="auto",
         help="svd,cp,spatial,tucker2 or by layer kind: linear=svd,conv=tucker2 (all by default); or one that removes "
@@ -180,11 +182,8 @@ def _compress(parser: argparse.ArgumentParser) -> None:
 
 
 def _sweep(parser: argparse.ArgumentParser) -> None:
-    _add_network(parser)
-    _add_data(parser)
-    add_sweep(parser)
-    _add_work(parser)
-    _add_output(parser)
+    for add in (_add_network, _add_data, add_sweep, _add_work, _add_output):
+        add(parser)
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
@@ -327,9 +326,9 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 
 _FILL = {
-    "compress": _compress, "sweep": _sweep, "inspect": _inspect, "downsample": _downsample, "prune": _prune, "apply": _apply,
-    "distil": _distil, "transfer": _transfer,
-    "eval": _eval, "serve": _serve,
+    "compress": _compress, "sweep": _sweep, "inspect": _inspect, "downsample": _downsample, "prune": _prune,
+    "apply": _apply, "distil": _distil, "transfer": _transfer,
+    "eval": _eval, "report": add_report, "serve": _serve,
     "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo,
 }  # fmt: skip
 

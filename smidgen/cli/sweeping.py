@@ -69,6 +69,7 @@ def sweep(options: argparse.Namespace) -> int:
             rounding=options.rounding, metric=options.metric, refit=not options.no_refit,
             guard=options.refuse_slower, progress=progress, **settings,
         )  # fmt: skip
+        found.record["command"] = options.typed
         with undisturbed():
             found.save(folder)
     if not can_draw():

@@ -42,7 +42,7 @@ from smidgen.planning.candidates import Options
 from smidgen.planning.front import JOINT, front, halving, knee, plans_at, rungs, single_curves
 from smidgen.planning.pace import guarded
 from smidgen.planning.plan import Plan, fingerprint, plan_from_json
-from smidgen.report.record import versions
+from smidgen.report.record import machine, versions
 from smidgen.report.result import Scratch, writable_folder
 from smidgen.report.sweep import Mark, Sweep
 
@@ -466,7 +466,8 @@ def _record(
     first = entries[0]
     return {
         "schema_version": VERSION, "kind": "sweep", "name": task.network.name, "target": target, "seed": task.seed,
-        "threads": task.threads, "versions": versions(), "data": task.roles.describe(), "measure": first["measure"],
+        "threads": task.threads, "versions": versions(), "machine": machine(), "data": task.roles.describe(),
+        "measure": first["measure"],
         "original": {
             "path": original.name, "nbytes": before, "params": params, "macs": macs,
             "latency_ms": sorted(told)[len(told) // 2] if told else None, "test_score": scores[0] if scores else None,
