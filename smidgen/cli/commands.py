@@ -47,7 +47,7 @@ def compress(options: argparse.Namespace) -> int:
         rounding_for(targets[0], options.rounding, settings)  # told before the work starts
     training = read_recovery(options)
     given = (options.model, options.weights)
-    with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
+    with output_folder(options.output, *given) as folder, Progress(options.quiet, options.verbose) as progress:
         data, test = open_sets(options)
         result = pipeline.compress(
             options.model,
@@ -79,7 +79,7 @@ def apply(options: argparse.Namespace) -> int:
 
     plan = _read_plan(Path(options.plan))
     given = (options.model, options.weights)
-    with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
+    with output_folder(options.output, *given) as folder, Progress(options.quiet, options.verbose) as progress:
         data, test = open_sets(options)
         # What is not asked for is as in the run that made the plan.
         work = {**_work(options), "refit": False if options.no_refit else None}
@@ -93,7 +93,7 @@ def inspect(options: argparse.Namespace) -> int:
     from smidgen.cli.layers import describe_layers, print_layers
 
     methods = methods_named(options.methods)
-    with Progress(options.quiet) as progress:
+    with Progress(options.quiet, options.verbose) as progress:
         data, _ = open_sets(options)
         settings = common(options)
         record = describe_layers(
@@ -108,7 +108,7 @@ def eval(options: argparse.Namespace) -> int:
     """``smidgen eval``."""
     from smidgen.cli.scoring import print_scores, score_files
 
-    with Progress(options.quiet) as progress:
+    with Progress(options.quiet, options.verbose) as progress:
         data = open_scored(options)
         record = score_files(options.file, options.against, data, options.metric, common(options)["threads"], progress)
     print_json(record) if options.json else print_scores(record)
@@ -122,7 +122,7 @@ def demo(options: argparse.Namespace) -> int:
 
     budget = read_budget(options) or BUDGET
     settings = common(options)
-    with output_folder(options.output) as folder, Progress(options.quiet) as progress:
+    with output_folder(options.output) as folder, Progress(options.quiet, options.verbose) as progress:
         made = make_demo(folder, settings["seed"], settings["threads"], progress)
         result = pipeline.compress(
             made.network, made.data, test=made.test, budget=budget, progress=progress, **settings

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
-import ipaddress
 import shlex
 from collections.abc import Sequence
 from typing import NoReturn
 
+from smidgen.cli.completion import add_completion
 from smidgen.cli.reporting import add_report
+from smidgen.cli.serving_options import add_serving
 from smidgen.cli.sweeping import add_sweep
 from smidgen.cli.training_options import add_recovery, add_training
 from smidgen.errors import UserError
@@ -31,6 +32,7 @@ COMMANDS = {
     "bundle": "pack a result for a device, with a script that measures it there; merge what came back",
     "unpack": "give back the ONNX file inside a .smidgen archive, to the bit, or as TFLite",
     "demo": "train a small network on handwritten digits and compress it",
+    "completion": "print what makes a shell complete commands and options",
 }
 _EPILOG = """\
 examples:
@@ -63,7 +65,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     >>> parse(["inspect", "model.onnx"]).command
     'inspect'
     """
-    parser, commands = _build()
+    parser, known = _build()
     argv = _joined(argv)
     if not argv:
         raise UserError(f"give a command: {', '.join(COMMANDS)}; see smidgen --help")
@@ -71,7 +73,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"there is no command '{argv[0]}'{nearest(argv[0], COMMANDS)} There are: {', '.join(COMMANDS)}")
     options, unknown = parser.parse_known_args(argv)
     if unknown:
-        _refuse(unknown[0], options.command, commands[options.command])
+        _refuse(unknown[0], options.command, known[options.command])
     options.typed = shlex.join(["smidgen", *argv])
     return options
 
@@ -119,10 +121,15 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         told = f"{text[0].upper()}{text[1:]}."
         commands[name] = inner.add_parser(name, help=text, description=told, allow_abbrev=False)
         _FILL[name](commands[name])
-        if name not in ("unpack", "report", "serve", "bench", "bundle"):
+        if name not in ("unpack", "report", "serve", "bench", "bundle", "completion"):
             _add_computing(commands[name], seed=None if name == "apply" else 0)
         _add_common(commands[name])
     return parser, commands
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    return _build()[1]
 
 
 def _version() -> str:
@@ -273,25 +280,8 @@ def _eval(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="what compress wrote")
-    parser.add_argument("--against", metavar="FILE.onnx", help="the original, where it is not in the folder")
-    parser.add_argument("--target", metavar="NAME", help="the file shown first (default: what the budget was for)")
+    add_serving(parser)
     _add_data(parser, test=False, split="the test split where the file has one")
-    parser.add_argument("--samples", metavar="N", type=int, default=20, help="inputs shown, drawn at random (20)")
-    parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the draw (0)")
-    parser.add_argument(
-        "--host", metavar="ADDRESS", nargs="?", const="0.0.0.0", type=_address,
-        help="serve the local network too, over https; one address of this machine, or all of them without",
-    )  # fmt: skip
-    parser.add_argument("--port", metavar="N", type=int, default=8000, help="0 for any free one (8000)")
-
-
-def _address(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address("127.0.0.1" if text == "localhost" else text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no IP address; name the folder before --host") from None
 
 
 def _bench(parser: argparse.ArgumentParser) -> None:
@@ -329,7 +319,7 @@ _FILL = {
     "compress": _compress, "sweep": _sweep, "inspect": _inspect, "downsample": _downsample, "prune": _prune,
     "apply": _apply, "distil": _distil, "transfer": _transfer,
     "eval": _eval, "report": add_report, "serve": _serve,
-    "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo,
+    "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo, "completion": add_completion,
 }  # fmt: skip
 
 
@@ -395,4 +385,5 @@ def _add_computing(parser: argparse.ArgumentParser, seed: int | None) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the record as JSON, nothing else, on stdout")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("-v", "--verbose", action="store_true", help="every step of the progress, a line each")
     parser.add_argument("--debug", action="store_true", help="tracebacks and warnings")

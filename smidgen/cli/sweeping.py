@@ -60,7 +60,7 @@ def sweep(options: argparse.Namespace) -> int:
     given = (options.model, options.weights)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(output_folder(options.output, *given))
-        progress = stack.enter_context(Progress(options.quiet))
+        progress = stack.enter_context(Progress(options.quiet, options.verbose))
         data, test = open_sets(options)
         found = run(
             options.model, data, test=test, folder=folder, points=options.points, budget=budget, marks=marks,

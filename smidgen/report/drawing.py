@@ -45,7 +45,9 @@ def layers_picture(layers: Sequence[Mapping[str, Any]]) -> Safe:
         for kind, nbytes, lower in (("before", before, 0), ("after", after, 9)):
             length = max(1.5, round(x(nbytes) - left, 1)) if nbytes else 0
             parts.append(tag("rect", x=left, y=top + lower, width=length, height=8, class_=kind))
-        parts.append(tag("text", _short(became(layer) + _losses(layer), 62), x=left + width + 10, y=top + 13, class_="soft"))
+        parts.append(
+            tag("text", _short(became(layer) + _losses(layer), 62), x=left + width + 10, y=top + 13, class_="soft")
+        )
     hidden = len(sized) - len(shown)
     told = f"{len(shown)} layers, grey before and blue after, bytes on a logarithmic scale"
     told += f"; {hidden} smaller layers are in the table alone" if hidden else ""
