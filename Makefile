@@ -4,6 +4,7 @@
 #   make test     install with the developers' tools, run all tests
 #   make check    style, import layers, types
 #   make web      fetch the browser's runtimes for smidgen serve (needs npm)
+#   make axe      fetch what tests look for accessibility faults with (needs npm)
 #   make arm64    an ARM64 root, emulated, in build/arm64: with it "make test" runs a bundle there too (700 MB)
 #   make clean    remove what make made
 
@@ -24,7 +25,7 @@ DEV := $(VENV)/.installed-dev-$(KEY)
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check format web arm64 clean
+.PHONY: demo test check format web axe arm64 clean
 
 demo: $(DEMO)
 	$(BIN)/smidgen demo $(ARGS)
@@ -47,6 +48,9 @@ format: $(DEV)
 
 web: $(DEMO)
 	$(BIN)/python -m smidgen.serve.vendor
+
+axe: $(DEV)
+	$(BIN)/python tools/fetch_axe.py
 
 clean:
 	rm -rf $(VENV) smidgen/serve/vendor build dist smidgen-demo *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

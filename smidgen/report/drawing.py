@@ -30,7 +30,7 @@ def layers_picture(layers: Sequence[Mapping[str, Any]]) -> Safe:
     left, right, row = 170, 400, 26
     width, height = WIDTH - left - right, row * len(shown) + 40
 
-    def x(nbytes: float) -> float:
+    def x(nbytes: float | int) -> float:
         return left + width * (log10(max(nbytes, 10.0**low)) - low) / (high - low)
 
     parts = []
@@ -102,7 +102,7 @@ def front_picture(record: Mapping[str, Any], curves: Mapping[str, Sequence[Mappi
     left, right, upper, height = 64, 24, 16, 420
     width, depth = WIDTH - left - right, height - upper - 64
 
-    def at(nbytes: float, score: float) -> tuple[float, float]:
+    def at(nbytes: float | int, score: float | int) -> tuple[float, float]:
         across = (log10(max(1.0, nbytes)) - low) / span
         return round(left + width * (0.03 + 0.94 * across), 1), round(
             upper + depth * (0.97 - 0.94 * (score - floor_) / rise), 1
