@@ -234,7 +234,7 @@ def test_in_a_browser(browser: Browser, tmp_path: Path, kind: str, size: str) ->
     assert browser.run("document.documentElement.scrollWidth") <= width, "nothing sticks out"
     assert browser.run("[...document.images].every(image => image.naturalWidth > 0)")
     if kind == "sweep":
-        browser.run("document.querySelectorAll('.point')[1].focus()")
+        browser.run("document.querySelectorAll('.point')[1].dispatchEvent(new MouseEvent('click', {bubbles: true}))")
         assert "net: svd 3 8 bits" in browser.run("document.getElementById('told').textContent")
 
 
