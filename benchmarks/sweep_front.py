@@ -78,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=TITLE)
     parser.add_argument("--points", type=int, default=12)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of the calibration; one where others compute too")
     parser.add_argument("--test-inputs", type=int, default=10_000)
     parser.add_argument("--afresh", action="store_true", help="forget the points of an earlier run")
     args = parser.parse_args()
@@ -98,7 +99,7 @@ def main() -> None:
         print(f"{time.monotonic() - started:6.0f} s  {stage} {done}/{total}", flush=True)
 
     found = sweep(
-        sets.model(RESNET), data, test=test, folder=folder, points=args.points, jobs=args.jobs, threads=args.jobs,
+        sets.model(RESNET), data, test=test, folder=folder, points=args.points, jobs=args.jobs, threads=args.threads,
         progress=tell,
     )  # fmt: skip
     seconds = time.monotonic() - started if fresh else None

@@ -41,9 +41,11 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "out" / "model.onnx").is_file()
 
 
-@pytest.mark.parametrize("command", _commands("README.md"))
+@pytest.mark.parametrize(
+    "command", [each for name in ("README.md", "docs/sweep.md", "docs/report.md") for each in _commands(name)]
+)
 def test_commands_of_the_readme_can_be_typed(command: str) -> None:
-    parse(shlex.split(command)[1:])
+    parse(shlex.split(command.partition(">>")[0].partition(" > ")[0])[1:])
 
 
 def test_options_named_in_the_readme_exist() -> None:

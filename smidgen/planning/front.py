@@ -24,6 +24,8 @@ from smidgen.planning.search import cheapest
 MILD, HARSH = 0.15, 0.6
 JOINT = "joint"
 
+Place = tuple[float | int, float | int]  # bytes and score
+
 
 def single_curves(options: Sequence[Options]) -> dict[str, list[Options]]:
     """The options of each method alone, those of its own forms in floats; of a rounding, those with no other structure.
@@ -115,7 +117,7 @@ def halving(count: int) -> list[int]:
     return order
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
+def front(points: Sequence[Place]) -> list[int]:
     """Places of the points that no other one undercuts in bytes without scoring less, by falling bytes.
 
     Args:
@@ -133,7 +135,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return found[::-1]
 
 
-def knee(points: Sequence[tuple[float, float]]) -> int:
+def knee(points: Sequence[Place]) -> int:
     """The place where a front bends most: the farthest above the line between its ends, over the logarithm of bytes.
 
     (The difference curve of Kneedle, Satopää et al. 2011, doi:10.1109/ICDCSW.2011.20.)
@@ -152,7 +154,7 @@ def knee(points: Sequence[tuple[float, float]]) -> int:
     return int(np.argmax(above))
 
 
-def score_at(points: Sequence[tuple[float, float]], nbytes: float) -> float | None:
+def score_at(points: Sequence[Place], nbytes: float | int) -> float | None:
     """A curve's score at so many bytes, on the line between its neighbours over the logarithm of bytes.
 
     Args:
