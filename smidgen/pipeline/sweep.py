@@ -9,8 +9,6 @@ is scored once on the test inputs after that, and timed, one file at a time.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import os
 import signal
@@ -18,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,53 +24,27 @@ import torch
 from torch import nn
 
 from smidgen.budget import FILES, Budget
-from smidgen.errors import BudgetError, DataError, OutputError, SmidgenError, UserError, one_line
+from smidgen.errors import BudgetError, DataError, SmidgenError, UserError, one_line
 from smidgen.measure.cost import file_cost
 from smidgen.measure.scores import Metric
 from smidgen.measure.speed import compare_speed
-from smidgen.model.sites import Site
 from smidgen.pipeline.equalise import better_equalised
 from smidgen.pipeline.options import candidates
 from smidgen.pipeline.running import Methods
+from smidgen.pipeline.sweep_book import Book, Order, claim, identity, record_of
 from smidgen.pipeline.sweep_jobs import Goods, Here, Parcel, at_home, closed, evaluate, forms_of, packed, scored
 from smidgen.pipeline.targets import check_given, check_targets, runnable
 from smidgen.pipeline.task import Data, Progress, Task, Threads, data_hash, one_input, open_task
 from smidgen.pipeline.times import with_times
 from smidgen.planning.candidates import Options
-from smidgen.planning.front import JOINT, front, halving, knee, plans_at, rungs, single_curves
+from smidgen.planning.front import JOINT, halving, plans_at, rungs, single_curves
 from smidgen.planning.pace import guarded
-from smidgen.planning.plan import Plan, fingerprint, plan_from_json
-from smidgen.report.record import machine, versions
+from smidgen.planning.plan import plan_from_json
 from smidgen.report.result import Scratch, writable_folder
 from smidgen.report.sweep import Mark, Sweep
 
 POINTS = 12
 SINGLES = 3  # times fewer points of a single method's curve
-VERSION = 1
-RUN, POINTS_FOLDER, PLANS = "run.json", "points", "plans"
-
-
-@dataclass(frozen=True, eq=False)
-class Order:
-    """A plan to be carried out.
-
-    Args:
-        name: such as ``joint-03``: the first curve it stands on, and its place there, the largest first.
-        curves: all curves it stands on.
-        plan: one choice a site.
-        options: what the plan was chosen from.
-    """
-
-    name: str
-    curves: tuple[str, ...]
-    plan: Plan
-    options: Sequence[Options]
-
-    @property
-    def key(self) -> str:
-        """What the plan does, as a short hash."""
-        text = json.dumps([[c.site, *c.taken] for c in self.plan.choices])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def sweep(
@@ -145,7 +117,7 @@ def sweep(
     circumstances = {
         "seed": seed, "refit": refit, "data": data_hash(task.roles), "target": target, "equalised": task.equalised,
     }  # fmt: skip
-    _claim(place, _identity(task, original, circumstances, chosen, guard))
+    claim(place, identity(task, original, circumstances, chosen, guard))
     orders, asked = _orders(options, chosen, points)
     code = str(model) if isinstance(model, str) and ":" in model and not Path(model).exists() else None
     named = metric if isinstance(metric, str) else None
@@ -154,7 +126,7 @@ def sweep(
         {o.site.name: o.precision for o in options if o.precision is not None},
         target, refit, circumstances, original.read_bytes(), named,
     )  # fmt: skip
-    book = _Book(place, FILES[target].removeprefix("model"))
+    book = Book(place, FILES[target].removeprefix("model"))
     deadline = None if time_limit is None else started + time_limit
     with _crew(goods, code, executor, jobs, place) as (crew, parcel, busy, note):
         _evaluated(orders, book, crew, parcel, busy, deadline, progress)
@@ -163,7 +135,7 @@ def sweep(
             raise SmidgenError("sweep: no point was finished within the time limit; give a longer one")
         _tested(done, book, crew, parcel, busy, progress)
     _timed(done, book, original, task, target, progress)
-    record = _record(task, done, book, original, target, budget, marks, options)
+    record = record_of(task, done, book, original, target, budget, marks, options)
     record |= {
         "points_asked": points, "left": len(orders) - len(done), "jobs": busy, "seconds": time.monotonic() - started,
         "note": note, "refit": refit, "rungs": asked,
@@ -197,52 +169,6 @@ def _original(task: Task, place: Path) -> Path:
     return place / ORIGINAL
 
 
-def _identity(
-    task: Task, original: Path, circumstances: Mapping[str, Any], chosen: Mapping[str, Any], guard: bool
-) -> dict[str, Any]:
-    """What a folder's points must have in common, by what it is called in a message."""
-    assert task.roles is not None
-    sites: list[Site] = task.prepared.sites
-    data = {name: part["sha256"] for name, part in task.roles.describe().items()}
-    return {
-        "another network": [fingerprint(sites), hashlib.sha256(original.read_bytes()).hexdigest()],
-        "other data or preprocessing": [data, circumstances["data"]],
-        "another target": circumstances["target"],
-        "other settings": [circumstances["seed"], circumstances["refit"], guard, sorted(chosen),
-                           {name: repr(method.settings) for name, method in chosen.items()},
-                           None if task.metric is None else getattr(task.metric, "__name__", "metric")],
-        "another version of smidgen": [VERSION, versions()["smidgen"]],
-    }  # fmt: skip
-
-
-def _claim(place: Path, identity: dict[str, Any]) -> None:
-    """The folder is this sweep's from now on, or was before.
-
-    Raises:
-        OutputError: it holds another one.
-    """
-    path = place / RUN
-    text = json.dumps(identity, indent=1)
-    if path.is_file():
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            kept = None
-        if not isinstance(kept, dict):
-            raise OutputError(f"sweep: '{path}' is damaged; remove '{place}', or choose another folder with -o")
-        other = [name for name, value in json.loads(text).items() if kept.get(name) != value]
-        if other:
-            raise OutputError(f"sweep: '{place}' holds a sweep of {other[0]}; choose another folder with -o")
-    elif any((place / name).exists() for name in (POINTS_FOLDER, PLANS)):
-        raise OutputError(f"sweep: '{place}' has points and does not say of what; choose another folder with -o")
-    try:
-        for each in (POINTS_FOLDER, PLANS):
-            (place / each).mkdir(exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"sweep: cannot write into '{place}': {error.strerror}; choose another with -o") from error
-
-
 def _orders(options: Sequence[Options], chosen: Mapping[str, Any], points: int) -> tuple[list[Order], list[int]]:
     """What is to be carried out, the joint plan's curve first, each curve from coarse to fine; and the rungs."""
     sizes = rungs(options, chosen, points)
@@ -264,48 +190,6 @@ def _orders(options: Sequence[Options], chosen: Mapping[str, Any], points: int) 
             else:
                 found[plan.key] = Order(f"{name}-{i + 1:02d}", (name,), plan, those)
     return list(found.values()), sizes
-
-
-class _Book:
-    """Finished points: a file each, and the network each one wrote.
-
-    Args:
-        place: the sweep's folder.
-        suffix: of the networks' files.
-    """
-
-    def __init__(self, place: Path, suffix: str) -> None:
-        self.place, self.suffix = place, suffix
-        self._known: dict[str, dict[str, Any]] = {}
-
-    def file(self, key: str) -> Path:
-        """The network that a point wrote."""
-        return self.place / POINTS_FOLDER / f"{key}{self.suffix}"
-
-    def entry(self, key: str) -> dict[str, Any] | None:
-        """What is known of a point; None of one that is not finished, or was left half-written."""
-        if key not in self._known:
-            path = self.place / POINTS_FOLDER / f"{key}.json"
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-                whole = found["nbytes"] == self.file(key).stat().st_size and {"plan", "score", "points"} <= set(found)
-                plan_from_json(found["plan"])
-            except (OSError, ValueError, RecursionError, KeyError, TypeError, UserError):
-                return None
-            if not whole:
-                return None
-            self._known[key] = found
-        return self._known[key]
-
-    def add(self, key: str, found: dict[str, Any], content: bytes | None = None) -> None:
-        """Keep a point: its network first, then what is known of it."""
-        from smidgen.export.files import write_bytes
-
-        if content is not None:
-            write_bytes(content, self.file(key))
-        text = json.dumps(found, indent=1, allow_nan=False, default=str) + "\n"
-        write_bytes(text.encode(), self.place / POINTS_FOLDER / f"{key}.json")
-        self._known[key] = found
 
 
 @contextmanager
@@ -374,7 +258,7 @@ def _each(
 
 
 def _evaluated(
-    orders: Sequence[Order], book: _Book, crew: Executor, parcel: Parcel, busy: int, deadline: float | None,
+    orders: Sequence[Order], book: Book, crew: Executor, parcel: Parcel, busy: int, deadline: float | None,
     progress: Progress,
 ) -> None:  # fmt: skip
     """All points that are not in the book, until the deadline."""
@@ -408,7 +292,7 @@ def _later(call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     return lambda: call(*arguments)
 
 
-def _tested(done: Sequence[Order], book: _Book, crew: Executor, parcel: Parcel, busy: int, progress: Progress) -> None:
+def _tested(done: Sequence[Order], book: Book, crew: Executor, parcel: Parcel, busy: int, progress: Progress) -> None:
     """Each written file on the test inputs, once."""
     missing = [order for order in done if "test" not in (book.entry(order.key) or {})]
     calls = [(order.key, scored, parcel, _later(book.file(order.key).read_bytes)) for order in missing]
@@ -417,7 +301,7 @@ def _tested(done: Sequence[Order], book: _Book, crew: Executor, parcel: Parcel, 
         progress("test", count + 1, len(missing))
 
 
-def _timed(done: Sequence[Order], book: _Book, original: Path, task: Task, target: str, progress: Progress) -> None:
+def _timed(done: Sequence[Order], book: Book, original: Path, task: Task, target: str, progress: Progress) -> None:
     """Each written file in turns with the original, one at a time, and what it computes."""
     missing = [order for order in done if "macs" not in (book.entry(order.key) or {})]
     for count, order in enumerate(missing):
@@ -435,76 +319,3 @@ def _timed(done: Sequence[Order], book: _Book, original: Path, task: Task, targe
             file.unlink()
         book.add(order.key, {**(book.entry(order.key) or {}), **found})
         progress("latency", count + 1, len(missing))
-
-
-def _record(
-    task: Task, done: Sequence[Order], book: _Book, original: Path, target: str, budget: Budget | None,
-    marks: Sequence[Mark], options: Sequence[Options],
-) -> dict[str, Any]:  # fmt: skip
-    """What ``sweep.json`` says; every point's plan is written beside it."""
-    assert task.roles is not None
-    before = original.stat().st_size
-    entries = []
-    for order in sorted(done, key=lambda each: -(book.entry(each.key) or {})["nbytes"]):
-        found = dict(book.entry(order.key) or {})
-        plan_path = f"{PLANS}/{order.name}.json"
-        (book.place / plan_path).write_text(found.pop("plan") + "\n", encoding="utf-8")
-        selection = {name: found.pop(name) for name in ("score", "points", "error")}
-        found.pop("name")
-        entries.append({
-            "name": order.name, "curves": list(order.curves), "plan": plan_path,
-            "file": f"{POINTS_FOLDER}/{order.key}{book.suffix}", "ratio": before / found["nbytes"],
-            **found, "selection": selection, "layers": _told(order.plan),
-        })  # fmt: skip
-    places = [(float(e["nbytes"]), float(e["selection"]["score"])) for e in entries]
-    best = front(places)
-    for i, entry in enumerate(entries):
-        entry["front"] = i in best
-    params, macs = file_cost(original)
-    told = [entry["original_ms"] for entry in entries if "original_ms" in entry]
-    scores = [e["test"]["original_score"] for e in entries if e["test"]["original_score"] is not None]
-    first = entries[0]
-    return {
-        "schema_version": VERSION, "kind": "sweep", "name": task.network.name, "target": target, "seed": task.seed,
-        "threads": task.threads, "versions": versions(), "machine": machine(), "data": task.roles.describe(),
-        "measure": first["measure"],
-        "original": {
-            "path": original.name, "nbytes": before, "params": params, "macs": macs,
-            "latency_ms": sorted(told)[len(told) // 2] if told else None, "test_score": scores[0] if scores else None,
-            "selection_score": first["selection"]["score"] + first["selection"]["points"] / 100,
-        },
-        "budget": {"kind": "knee" if budget is None or budget.kind == "default" else budget.kind,
-                   "value": None if budget is None else budget.to_dict().get(budget.kind)},
-        "points": entries, **_choice(entries, best, budget, before),
-        "marks": [mark.plain() for mark in marks],
-        "sites": [{"name": o.site.name, "shape": list(o.site.weight.shape), "nbytes": int(o.sizes[0])}
-                  for o in options],
-    }  # fmt: skip
-
-
-def _choice(
-    entries: Sequence[Mapping[str, Any]], best: Sequence[int], budget: Budget | None, before: int
-) -> dict[str, Any]:
-    """The chosen point by the selection inputs, and whether it meets what was asked."""
-    ends = [entries[i] for i in best]
-    if budget is None or budget.kind == "default":
-        return {"chosen": ends[knee([(e["nbytes"], e["selection"]["score"]) for e in ends])]["name"], "met": True}
-    if budget.kind == "max_drop":
-        kept = [e for e in ends if e["selection"]["points"] + e["selection"]["error"] <= (budget.points or 0) + 1e-9]
-        if kept:
-            return {"chosen": min(kept, key=lambda e: e["nbytes"])["name"], "met": True}
-        return {"chosen": max(ends, key=lambda e: e["selection"]["score"])["name"], "met": False}
-    limit = budget.nbytes or int(before / (budget.times or 1))
-    kept = [e for e in ends if e["nbytes"] <= limit]
-    if kept:
-        return {"chosen": max(kept, key=lambda e: e["selection"]["score"])["name"], "met": True}
-    return {"chosen": min(ends, key=lambda e: e["nbytes"])["name"], "met": False}
-
-
-def _told(plan: Plan) -> list[dict[str, Any]]:
-    """What the plan does to each layer, for the reader of a picture."""
-    return [
-        {"site": c.site, "method": c.method, "rank": c.rank, "step": c.step, "bits": c.bits, "nbytes": c.nbytes}
-        for c in plan.choices
-        if c.changed
-    ]

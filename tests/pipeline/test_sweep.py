@@ -14,6 +14,7 @@ import smidgen
 from smidgen.budget import Budget
 from smidgen.errors import BudgetError, DataError, OutputError, SmidgenError, UserError
 from smidgen.pipeline import sweep as module
+from smidgen.pipeline.sweep_book import choice
 from smidgen.pipeline.sweep_jobs import evaluate
 from smidgen.planning.front import JOINT
 from smidgen.report.sweep import Mark, curves_of, read_mark, read_marks
@@ -71,7 +72,7 @@ def test_points_are_what_their_files_are(found):
 def test_the_choice_reads_nothing_of_the_test_part(found):
     entries = [{k: v for k, v in point.items() if k not in ("test", "latency_ms")} for point in found.record["points"]]
     places = [i for i, point in enumerate(entries) if point["front"]]
-    again = module._choice(entries, places, None, found.record["original"]["nbytes"])
+    again = choice(entries, places, None, found.record["original"]["nbytes"])
     assert again == {"chosen": found.record["chosen"], "met": True}
 
 
@@ -81,7 +82,7 @@ def test_the_choice_reads_nothing_of_the_test_part(found):
 def test_a_point_by_what_was_asked(found, budget, met):
     entries, before = found.record["points"], found.record["original"]["nbytes"]
     places = [i for i, point in enumerate(entries) if point["front"]]
-    got = module._choice(entries, places, budget, before)
+    got = choice(entries, places, budget, before)
     assert got["met"] is met
     nbytes = next(point["nbytes"] for point in entries if point["name"] == got["chosen"])
     on = [entries[i]["nbytes"] for i in places]
