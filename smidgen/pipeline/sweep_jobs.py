@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from smidgen.pipeline.workshop import Workshop
 from smidgen.planning.candidates import Options, Rounder
 from smidgen.planning.plan import Plan, plan_from_json
 from smidgen.planning.realise import Refit
+from smidgen.report.result import Scratch
 from smidgen.runtimes.opening import open_file, run_dataset
 from smidgen.site import Site
 
@@ -84,8 +84,8 @@ class Kitchen:
     """
 
     def __init__(self, goods: Goods) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="smidgen-sweep-")
-        self.place = Path(self._folder.name)
+        self._folder = Scratch()
+        self.place = self._folder.path
         task = goods.task
         source = task.network.source
         if source is not None and not source.is_file():  # a machine of a cluster

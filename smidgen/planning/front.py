@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import exp, log
+from math import exp, inf, log
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,8 @@ def rungs(options: Sequence[Options], chosen: Mapping[str, AnyMethod], count: in
     high, low = (
         max(1, allocate(options, price_of_tradeoff(dial, options), chosen).nbytes) for dial in (MILD, HARSH)
     )  # fmt: skip
+    if high <= low:  # one step of the dial does all there is to do
+        high, low = (max(1, allocate(options, price, chosen).nbytes) for price in (0.0, inf))
     if count < 2 or high <= low:
         return [high]
     steps = np.linspace(log(high), log(low), count)

@@ -133,7 +133,7 @@ def test_dask_gives_the_same_points(found, trained):
 
 
 def test_integers_are_swept_with_one_kind_of_refit(trained):
-    done = smidgen.sweep(trained, pictures(), points=3, target="onnx-w8", threads=1)
+    done = smidgen.sweep(trained, pictures(), points=2, target="onnx-w8", threads=1)
     plans = [json.loads(done.plan(point["name"])) for point in done.record["points"]]
     assert len({plan["moved"] for plan in plans}) == 1
     assert all(point["file"].endswith(".w8.onnx") for point in done.record["points"])
