@@ -32,6 +32,7 @@ from smidgen.report.sweep import Sweep, curves_of
 TITLE = "A front in one run: ResNet-20 on CIFAR-10"
 RESNET = "resnet20_cifar10_jpegft.onnx"
 MOST_SECONDS, SLACK = 360.0, 0.1
+END = 0.98  # of the smallest joint file's bytes, down to which a single method is held against it
 SLOW = 0.5  # processes that wait for each processor, above which a time says little
 
 
@@ -42,7 +43,11 @@ def worst(found: Sweep, part: str) -> tuple[float, str, int]:
     gaps = []
     for name, points in curves.items():
         for point in points:
-            line = score_at(joint, point["nbytes"]) if name != JOINT and JOINT not in point["curves"] else None
+            if name == JOINT or JOINT in point["curves"]:
+                continue
+            line = score_at(joint, point["nbytes"])
+            if line is None and END * min(joint)[0] <= point["nbytes"] < min(joint)[0]:
+                line = min(joint)[1]  # a little smaller than the smallest joint file: that one must be as good
             if line is not None:
                 gaps.append((100 * point[part]["score"] - line, point["name"]))
     gap, name = max(gaps, default=(0.0, "nothing"))
@@ -58,7 +63,7 @@ def claims_of(found: Sweep, seconds: float | None, points: int, load: float) -> 
     claims = [
         Claim(
             f"a front of {joint} joint points and {len(record['points']) - joint} of single methods on ResNet-20, "
-            f"{record['jobs']} processes", f"at most {MOST_SECONDS:.0f} s with {points} points", told + busy,
+            f"{record['jobs']} processes", f"at most {MOST_SECONDS:.0f} s for 12 joint points; these are of {points}", told + busy,
             None if seconds is None else seconds <= MOST_SECONDS,
         )
     ]  # fmt: skip
