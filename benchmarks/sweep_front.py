@@ -63,7 +63,8 @@ def claims_of(found: Sweep, seconds: float | None, points: int, load: float) -> 
     claims = [
         Claim(
             f"a front of {joint} joint points and {len(record['points']) - joint} of single methods on ResNet-20, "
-            f"{record['jobs']} processes", f"at most {MOST_SECONDS:.0f} s for 12 joint points; these are of {points}", told + busy,
+            f"{record['jobs']} processes", f"at most {MOST_SECONDS:.0f} s for 12 joint points; these are of {points}",
+            told + busy,
             None if seconds is None else seconds <= MOST_SECONDS,
         )
     ]  # fmt: skip
