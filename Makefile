@@ -6,6 +6,7 @@
 #   make docs     the site, in build/site/index.html
 #   make bench    benchmarks/RESULTS.md anew, from what the benchmarks left in benchmarks/results
 #   make web      fetch the browser's runtimes for smidgen serve (needs npm)
+#   make axe      fetch what tests look for accessibility faults with (needs npm)
 #   make arm64    an ARM64 root, emulated, in build/arm64: with it "make test" runs a bundle there too (700 MB)
 #   make clean    remove what make made
 
@@ -29,7 +30,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # mkdocs-material greets every build with the plans of others.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check docs bench format web arm64 clean
+.PHONY: demo test check docs bench format web axe arm64 clean
 
 demo: $(DEMO)
 	$(BIN)/smidgen demo $(ARGS)
@@ -60,6 +61,9 @@ format: $(DEV)
 
 web: $(DEMO)
 	$(BIN)/python -m smidgen.serve.vendor
+
+axe: $(DEV)
+	$(BIN)/python tools/fetch_axe.py
 
 clean:
 	rm -rf $(VENV) smidgen/serve/vendor build dist smidgen-demo *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -107,7 +107,7 @@ def test_three_commands_of_the_readme_give_a_result(
 
 @pytest.mark.parametrize("command", _commands())
 def test_commands_can_be_typed(command: str) -> None:
-    parse(shlex.split(command)[1:])
+    parse(shlex.split(command.partition(">>")[0].partition(" > ")[0])[1:])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

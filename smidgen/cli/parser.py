@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
-import ipaddress
+import shlex
 from collections.abc import Sequence
 from typing import NoReturn
 
+from smidgen.cli.completion import add_completion
+from smidgen.cli.reporting import add_report
+from smidgen.cli.serving_options import add_serving
+from smidgen.cli.sweeping import add_sweep
 from smidgen.cli.training_options import add_recovery, add_training
 from smidgen.errors import UserError
 
 COMMANDS = {
     "compress": "make a trained network smaller within a budget",
+    "sweep": "compress to many sizes at once and show what each costs, as a picture",
     "inspect": "show each layer: shape, bytes, what each method could save, why one is left alone",
     "downsample": "show where it could downsample earlier and what that saves, and write the best of it",
     "prune": "cut whole channels and neurons until so many multiplications are left, and refit the rest",
@@ -22,11 +27,13 @@ COMMANDS = {
     "transfer": "teach a trained network other classes: a new last layer, trained alone and then with all others",
     "apply": "carry out a saved plan.json again",
     "eval": "score any ONNX or TFLite file in its runtime",
+    "report": "write the page of a result again, or of two side by side",
     "serve": "show original and smaller network side by side in a browser, on this machine or a phone",
     "bench": "time files beside their original, on this machine",
     "bundle": "pack a result for a device, with a script that measures it there; merge what came back",
     "unpack": "give back the ONNX file inside a .smidgen archive, to the bit, or as TFLite",
     "demo": "train a small network on handwritten digits and compress it",
+    "completion": "print what makes a shell complete commands and options",
 }
 _EPILOG = """\
 examples:
@@ -59,7 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     >>> parse(["inspect", "model.onnx"]).command
     'inspect'
     """
-    parser, commands = _build()
+    parser, known = _build()
     argv = _joined(argv)
     if not argv:
         raise UserError(f"give a command: {', '.join(COMMANDS)}; see smidgen --help")
@@ -67,7 +74,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"there is no command '{argv[0]}'{nearest(argv[0], COMMANDS)} There are: {', '.join(COMMANDS)}")
     options, unknown = parser.parse_known_args(argv)
     if unknown:
-        _refuse(unknown[0], options.command, commands[options.command])
+        _refuse(unknown[0], options.command, known[options.command])
+    options.typed = shlex.join(["smidgen", *argv])
     return options
 
 
@@ -114,10 +122,15 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         told = f"{text[0].upper()}{text[1:]}."
         commands[name] = inner.add_parser(name, help=text, description=told, allow_abbrev=False)
         _FILL[name](commands[name])
-        if name not in ("unpack", "serve", "bench", "bundle"):
+        if name not in ("unpack", "report", "serve", "bench", "bundle", "completion"):
             _add_computing(commands[name], seed=None if name == "apply" else 0)
         _add_common(commands[name])
     return parser, commands
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    return _build()[1]
 
 
 def _version() -> str:
@@ -128,10 +141,8 @@ def _version() -> str:
 
 
 def _compress(parser: argparse.ArgumentParser) -> None:
-    _add_network(parser)
-    _add_data(parser)
-    _add_budget(parser)
-    _add_work(parser)
+    for add in (_add_network, _add_data, _add_budget, _add_work):
+        add(parser)
     parser.add_argument(
         "--methods", "--method", metavar="NAMES", default="auto",
         help="svd,cp,spatial,tucker2 or by layer kind: linear=svd,conv=tucker2 (all by default); or one that removes "
@@ -176,6 +187,11 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     slower.add_argument("--allow-slower", action="store_true", help="take forms that run slower than their layer too")
     slower.add_argument("--refuse-slower", action="store_true", help="leave them out, also for --size and --ratio")
     _add_output(parser)
+
+
+def _sweep(parser: argparse.ArgumentParser) -> None:
+    for add in (_add_network, _add_data, add_sweep, _add_work, _add_output):
+        add(parser)
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
@@ -278,25 +294,8 @@ def _eval(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="what compress wrote")
-    parser.add_argument("--against", metavar="FILE.onnx", help="the original, where it is not in the folder")
-    parser.add_argument("--target", metavar="NAME", help="the file shown first (default: what the budget was for)")
+    add_serving(parser)
     _add_data(parser, test=False, split="the test split where the file has one")
-    parser.add_argument("--samples", metavar="N", type=int, default=20, help="inputs shown, drawn at random (20)")
-    parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the draw (0)")
-    parser.add_argument(
-        "--host", metavar="ADDRESS", nargs="?", const="0.0.0.0", type=_address,
-        help="serve the local network too, over https; one address of this machine, or all of them without",
-    )  # fmt: skip
-    parser.add_argument("--port", metavar="N", type=int, default=8000, help="0 for any free one (8000)")
-
-
-def _address(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address("127.0.0.1" if text == "localhost" else text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no IP address; name the folder before --host") from None
 
 
 def _bench(parser: argparse.ArgumentParser) -> None:
@@ -331,11 +330,10 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 
 _FILL = {
-    "compress": _compress, "inspect": _inspect, "downsample": _downsample, "prune": _prune, "fastconv": _fastconv,
-    "apply": _apply,
-    "distil": _distil, "transfer": _transfer,
-    "eval": _eval, "serve": _serve,
-    "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo,
+    "compress": _compress, "sweep": _sweep, "inspect": _inspect, "downsample": _downsample, "prune": _prune,
+    "fastconv": _fastconv, "apply": _apply, "distil": _distil, "transfer": _transfer,
+    "eval": _eval, "report": add_report, "serve": _serve,
+    "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo, "completion": add_completion,
 }  # fmt: skip
 
 
@@ -401,4 +399,5 @@ def _add_computing(parser: argparse.ArgumentParser, seed: int | None) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the record as JSON, nothing else, on stdout")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("-v", "--verbose", action="store_true", help="every step of the progress, a line each")
     parser.add_argument("--debug", action="store_true", help="tracebacks and warnings")

@@ -216,6 +216,7 @@ class Workshop:
         return Result(
             model=realised.model, plan=best.plan, met=outcome.met, record=entries, files=written,
             sites=task.prepared.sites, stored=realised.stored, folder=self.folder,
+            test=task.test,
         )  # fmt: skip
 
     def _layer_losses(self, plan: Plan) -> dict[str, float]:

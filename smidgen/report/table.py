@@ -49,11 +49,7 @@ def render_table(result: dict[str, Any]) -> Table:
     >>> [str(column.header) for column in table.columns], table.row_count
     (['', 'original', 'onnx'], 4)
     """
-    files = _files(result)
-    lines = (
-        _channels(result), _pruning(result), _training(result), _prediction(result), _equalised(result), _notes(files),
-    )  # fmt: skip
-    notes = "\n".join(line for line in lines if line)
+    files, notes = _files(result), notes_of(result)
     # Text, not strings: rich would read "[n, 4, 8]" in a name or a reason as markup.
     table = Table(title=Text(_title(result)), title_justify="left", caption=Text(notes), caption_justify="left")
     table.add_column("", no_wrap=True)
@@ -62,6 +58,21 @@ def render_table(result: dict[str, Any]) -> Table:
     for label, cells in _rows(files):
         table.add_row(Text(label), *(Text(cell) for cell in cells))
     return table
+
+
+def notes_of(result: dict[str, Any]) -> str:
+    """What stands under the table, a line each: what was done to the network, and the reasons for the dashes."""
+    lines = (
+        _channels(result), _pruning(result), _training(result), _prediction(result), _equalised(result),
+        _notes(_files(result)),
+    )  # fmt: skip
+    return "\n".join(line for line in lines if line)
+
+
+def file_rows(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The before/after table as plain text: names of the columns, and rows of a label and cells."""
+    files = _files(result)
+    return list(files), list(_rows(files))
 
 
 def layers_table(result: dict[str, Any]) -> Table:
