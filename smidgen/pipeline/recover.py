@@ -17,6 +17,7 @@ the smallest of all layers first, in the first part of the training; what is lef
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,9 +31,9 @@ from smidgen.budget import Budget, format_size
 from smidgen.calibrate.answers import is_classifier, outputs_of
 from smidgen.data import Dataset, split_roles
 from smidgen.errors import DataError, PlanError, UserError
-from smidgen.forms import FLOATS, Dense, Masked
+from smidgen.forms import FLOATS, Dense, Form, Masked, dense
 from smidgen.measure.memory import release
-from smidgen.methods import Pruning
+from smidgen.methods import Leaves, Pruning, Sharing
 from smidgen.pipeline.options import kept_batches
 from smidgen.pipeline.task import Task
 from smidgen.pipeline.workshop import Workshop
@@ -40,6 +41,7 @@ from smidgen.planning.plan import Plan
 from smidgen.planning.realise import Realised
 from smidgen.planning.search import Outcome, Trial, keeps
 from smidgen.recover.augment import check_images
+from smidgen.recover.centroids import Reassigning
 from smidgen.recover.distance import distance
 from smidgen.recover.distil import Mixture, need_labels
 from smidgen.recover.loop import Fitted, Training, fit
@@ -71,6 +73,7 @@ class Recovery:
         gradual: remove weights little by little.
         mix: the original's share of what is learned from; labels have the rest.
         learned_steps: whether the steps of an archive's integers are trained, which may make it larger.
+        reassign: whether shared weights take other values while those are trained.
     """
 
     training: Training
@@ -79,6 +82,7 @@ class Recovery:
     gradual: bool = False
     mix: float = 1.0
     learned_steps: bool = True
+    reassign: bool = False
 
     def again(self, what: str, seconds: float, rate: float = 1.0) -> Recovery:
         """The same once more, with a checkpoint of its own and the time that is left after so many seconds.
@@ -101,13 +105,14 @@ def recovery_of(
     checkpoint: str | Path | None,
     gradual: bool,
     mix: float = 1.0,
+    reassign: bool = False,
 ) -> Recovery:
     """What is trained on, checked before any work starts.
 
     Args:
         task: with the data divided.
         data: all that was given; what is neither selection nor test is trained on, calibration inputs among it.
-        training, checkpoint, gradual, mix: see `compress`.
+        training, checkpoint, gradual, mix, reassign: see `compress`.
 
     Raises:
         DataError: no inputs, fewer than a batch, changes of what is no image, or no labels where they are needed.
@@ -125,7 +130,7 @@ def recovery_of(
     with torch.no_grad():
         if mix < 1 and not is_classifier(outputs_of(task.prepared.module(task.example.to(task.device)))):
             raise UserError("train: labels are mixed in for classifiers alone; leave the mix out")
-    return Recovery(training, inputs, None if checkpoint is None else Path(checkpoint), gradual, mix)
+    return Recovery(training, inputs, None if checkpoint is None else Path(checkpoint), gradual, mix, reassign=reassign)
 
 
 def trained(
@@ -179,7 +184,8 @@ def recovered(work: Workshop, outcome: Outcome, budget: Budget, recovery: Recove
     why = _refusal(start, fitted, before, after, work.limit(budget))
     record = {
         "settings": recovery.training.plain(), "inputs": len(recovery.inputs), "gradual": recovery.gradual,
-        "mix": recovery.mix, **fitted.plain(), "before": {**_told(before), "loss": start},
+        "mix": recovery.mix, "reassign": recovery.reassign, **fitted.plain(),
+        "before": {**_told(before), "loss": start},
         "after": {**_told(after), "loss": fitted.best}, "kept": not why, "why": why or None,
     }  # fmt: skip
     if why:
@@ -209,14 +215,22 @@ def with_training(result: Result, told: dict[str, Any]) -> Result:
     if told["kept"]:
         record["mode"] = "training"
     if told["kept"] and told["gradual"]:
-        forms = {name: one.form for name, one in result.stored.items()}
-        shares = {name: form.sparsity for name, form in forms.items() if isinstance(form, Masked)}
-        record["layers"] = [
-            {**layer, "sparsity": shares[layer["name"]], "form": f"pruned {100 * shares[layer['name']]:.1f} %"}
-            if layer["name"] in shares else layer
-            for layer in record["layers"]
-        ]  # fmt: skip
+        shares = {name: _gone(one.form) for name, one in result.stored.items()}
+        record["layers"] = [_with_share(layer, shares[layer["name"]]) for layer in record["layers"]]
+        record["pruning"] = {**record["pruning"], "method": "magnitude"}
     return replace(result, record=record)
+
+
+def _gone(form: Form) -> float:
+    """Share of the weights that is zero: of a pruned layer's, or of one that shares its values since."""
+    return form.sparsity if isinstance(form, Masked) else float(np.mean(dense(form) == 0))
+
+
+def _with_share(layer: dict[str, Any], share: float) -> dict[str, Any]:
+    """A layer of the record with what was removed of it while it trained, in the place of what was planned."""
+    if layer["sparsity"] is None:
+        return layer
+    return {**layer, "sparsity": share, "form": re.sub(r"[\d.]+ %", f"{100 * share:.1f} %", layer["form"])}
 
 
 def _told(trial: Trial) -> dict[str, Any]:
@@ -230,8 +244,11 @@ def _trained(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery)
     net = trainable(
         realised.model, sites, realised.stored, target=work.targets[0], fixed=_fixed(task),
         keep_zeros=[choice.site for choice in plan.choices if choice.pruned], learned_steps=learned,
+        reassign=recovery.reassign,
     )  # fmt: skip
-    start, fitted = _fitted(work, net, plan, recovery)
+    epoch = max(1, len(recovery.inputs) // recovery.training.batch)
+    hooks = (Reassigning(net, epoch),) if recovery.reassign else ()
+    start, fitted = _fitted(work, net, plan, recovery, hooks=hooks)
     stored = read_back(net, sites, realised.stored)
     return start, fitted, Realised(filled(realised.model, sites, stored), stored, realised.refitted)
 
@@ -242,18 +259,18 @@ def _gradual(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery)
     pruned = {c.site for c in plan.choices if c.pruned and isinstance(realised.model.get_submodule(c.site), LAYERS)}
     count = sum(site.weight.size for site in sites if site.name in pruned)
     left = sum(choice.rank or 0 for choice in plan.choices if choice.site in pruned)
-    dense = {site.name: untouched(site) for site in sites}
-    net = trainable(task.prepared.module, sites, dense, fixed=_fixed(task))
+    whole = {site.name: untouched(site) for site in sites}
+    net = trainable(task.prepared.module, sites, whole, fixed=_fixed(task))
     steps = recovery.training.epochs * (len(recovery.inputs) // recovery.training.batch)
     every = max(1, round(PRUNED * steps / PRUNINGS))
     schedule = Schedule(1 - left / count, every=every, times=min(PRUNINGS, max(1, steps // 2)))
-    whole = [name for name, module in net.named_modules() if isinstance(module, LAYERS) and name not in pruned]
-    pruner = Pruner(net, schedule, protect=whole)
+    spared = [name for name, module in net.named_modules() if isinstance(module, LAYERS) and name not in pruned]
+    pruner = Pruner(net, schedule, protect=spared)
     with torch.no_grad():
         start = _held(work, filled(realised.model, sites, realised.stored), recovery.mix)()
     ends = schedule.every * schedule.times
     _, fitted = _fitted(work, net, plan, recovery, hooks=(pruner,), keep=lambda: pruner.steps > ends)
-    stored = read_back(net, sites, dense)
+    stored = read_back(net, sites, whole)
     masks = {name: Masked(one.form.values) for name, one in stored.items() if isinstance(one.form, Dense)}
     stored |= {name: replace(stored[name], form=masks[name]) for name in pruned}
     return start, fitted, Realised(filled(task.prepared.module, sites, stored), stored)
@@ -274,7 +291,7 @@ def _fitted(work: Workshop, net: nn.Module, plan: Plan, recovery: Recovery, **mo
     with torch.no_grad():
         start = held()
     made = hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
-    identity = {"plan": made, "gradual": recovery.gradual, "mix": recovery.mix}
+    identity = {"plan": made, "gradual": recovery.gradual, "mix": recovery.mix, "reassign": recovery.reassign}
     fitted = fit(
         net, recovery.inputs, loss, training, held=held, checkpoint=recovery.checkpoint, identity=identity,
         device=task.device, progress=work.progress, groups=_groups(net), **more,
@@ -316,6 +333,14 @@ def _held(work: Workshop, net: nn.Module, mix: float) -> Callable[[], float]:
 def _fixed(task: Task) -> list[str]:
     """Sites whose weights the exported graph has no place for."""
     return [site.name for site in task.prepared.sites if site.name not in task.prepared.base.sites]
+
+
+def check_reassign(how: Leaves, recovery: Recovery | None) -> None:
+    """PlanError where nothing is trained, or weights share nothing."""
+    if recovery is None:
+        raise PlanError("reassign: shared weights take other values while the network trains; give --train")
+    if not isinstance(how, Sharing):
+        raise PlanError("reassign: no weights share values; give target onnx-shared, or an archive --rounding kmeans")
 
 
 def check_gradual(chosen: Collection[object], target: str, recovery: Recovery | None) -> None:

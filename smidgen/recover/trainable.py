@@ -40,6 +40,7 @@ def trainable(
     fixed: Collection[str] = (),
     keep_zeros: Collection[str] = (),
     learned_steps: bool = True,
+    reassign: bool = False,
 ) -> nn.Module:
     """A copy of a network in which the stored forms train within their constraints.
 
@@ -54,6 +55,7 @@ def trainable(
         fixed: names of sites that stand still too.
         keep_zeros: names of sites whose integers that are zero stay zero.
         learned_steps: whether the steps of integers are trained.
+        reassign: whether shared weights may take other values (`smidgen.recover.centroids.Reassigning`).
 
     Raises:
         PlanError: a form has factors within factors.
@@ -86,7 +88,10 @@ def trainable(
         for layer, stage in zip(chain, stages(entry.form, site.geometry), strict=True):
             leaf: Any = stage.weight
             bits = width(leaf, target)
-            hold(layer, leaf, bits=bits, keep_zeros=site.name in keep_zeros, learned_steps=learned_steps)
+            hold(
+                layer, leaf, bits=bits, keep_zeros=site.name in keep_zeros, learned_steps=learned_steps,
+                reassign=reassign,
+            )  # fmt: skip
         if entry.bias_form is not None:
             hold(chain[-1], entry.bias_form, name="bias", learned_steps=False)
         for layer in chain:
@@ -143,6 +148,7 @@ def hold(
     bits: int | None = None,
     keep_zeros: bool = False,
     learned_steps: bool = True,
+    reassign: bool = False,
 ) -> None:
     """Keep a layer's weight within what a leaf can hold, in place.
 
@@ -153,6 +159,7 @@ def hold(
         bits: width of integers, None for any size.
         keep_zeros: integers that are zero stay zero.
         learned_steps: whether the steps of integers are trained.
+        reassign: whether shared weights may take other values.
     """
     weight = getattr(layer, name)
     shape, made = tuple(weight.shape), None
@@ -162,7 +169,7 @@ def hold(
         case Masked():
             made = Kept(torch.from_numpy(leaf.kept).reshape(shape))
         case Codebook():
-            made = Shared(leaf, shape)
+            made = Shared(leaf, shape, moves=reassign)
         case Quantized():
             made = Stepped(leaf, shape, bits, keep_zeros=keep_zeros, learned=learned_steps)
     torch_parametrize.register_parametrization(layer, name, made.to(weight.device))
