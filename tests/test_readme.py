@@ -41,15 +41,24 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "out" / "model.onnx").is_file()
 
 
-@pytest.mark.parametrize("command", _commands("README.md"))
+def test_python_of_the_training_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in _blocks("docs/training.md", "python"):
+        exec(compile(block, "docs/training.md", "exec"), names)
+    assert {"student", "result"} <= names.keys()
+
+
+@pytest.mark.parametrize("command", [*_commands("README.md"), *_commands("docs/training.md")])
 def test_commands_of_the_readme_can_be_typed(command: str) -> None:
     parse(shlex.split(command)[1:])
 
 
-def test_options_named_in_the_readme_exist() -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/training.md"])
+def test_options_named_in_the_readme_exist(document: str) -> None:
     cli = ROOT / "smidgen" / "cli"
     helps = "".join((cli / name).read_text(encoding="utf-8") for name in ("parser.py", "training_options.py"))
-    for option in set(re.findall(r"`(--[a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8"))):
+    for option in set(re.findall(r"`(--[a-z-]+)", (ROOT / document).read_text(encoding="utf-8"))):
         assert f'"{option}"' in helps, option
 
 
@@ -72,7 +81,7 @@ def test_skeleton_of_a_method_works(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_links_lead_somewhere() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "docs/architecture.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/training.md"):
         text = (ROOT / document).read_text(encoding="utf-8")
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
             assert ((ROOT / document).parent / link).exists(), f"{document}: {link}"

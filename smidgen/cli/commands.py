@@ -66,6 +66,7 @@ def compress(options: argparse.Namespace) -> int:
             gradual=options.gradual,
             mix=options.mix,
             reassign=options.reassign,
+            round_activations=options.round_activations,
             guard=False if options.allow_slower else True if options.refuse_slower else None,
             **_work(options),
             progress=progress,

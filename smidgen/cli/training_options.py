@@ -33,6 +33,7 @@ def add_recovery(parser: argparse.ArgumentParser) -> None:
         "--mix", metavar="SHARE", type=float, default=1.0, help="the original's share, labels have the rest (1)"
     )
     group.add_argument("--reassign", action="store_true", help="shared weights may take other values while it trains")
+    group.add_argument("--round-activations", action="store_true", help="train with activations in eight bits")
     _add_settings(group, 5e-4, given_only=True)
 
 
@@ -84,7 +85,7 @@ def read_recovery(options: argparse.Namespace) -> Training | None:
     Raises:
         UserError: a value that cannot be meant, or settings without ``--train``.
 
-    >>> read_recovery(argparse.Namespace(train=False, gradual=False, reassign=False, mix=1.0, lr=1e-3))
+    >>> read_recovery(argparse.Namespace(train=False, mix=1.0, lr=1e-3))
     Traceback (most recent call last):
     smidgen.errors.UserError: train: --lr is given without --train; add it, or leave this out
     """
@@ -97,12 +98,9 @@ def read_recovery(options: argparse.Namespace) -> Training | None:
         return read_training(options, base)
     if not options.train:
         names = (*_SETTINGS, "augment", "time_limit", "checkpoint")
-        idle = (
-            [name for name in names if hasattr(options, name)]
-            + ["gradual"] * options.gradual
-            + ["reassign"] * options.reassign
-            + ["mix"] * (options.mix != 1)
-        )
+        switches = ("gradual", "reassign", "round_activations")
+        idle = [name for name in names if hasattr(options, name)] + ["mix"] * (options.mix != 1)
+        idle += [name for name in switches if getattr(options, name, False)]
         if idle:
             raise UserError(f"train: --{idle[0].replace('_', '-')} is given without --train; add it, or leave this out")
         return None

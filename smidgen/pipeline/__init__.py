@@ -21,6 +21,7 @@ from smidgen.budget import Budget
 from smidgen.errors import BudgetError, PlanError, UserError
 from smidgen.measure.scores import Metric
 from smidgen.methods import roundings, sharings
+from smidgen.pipeline.activations import check_rounding
 from smidgen.pipeline.channels import again_without, run_with_channels, split_channels
 from smidgen.pipeline.equalise import with_equalised
 from smidgen.pipeline.ledger import parse_limit, with_ledger
@@ -68,6 +69,7 @@ def compress(
     gradual: bool = False,
     mix: float = 1.0,
     reassign: bool = False,
+    round_activations: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result:
     """Make a trained network smaller within a budget.
@@ -126,6 +128,8 @@ def compress(
             the rest.
         reassign: with ``train``, shared weights may take other values of their layer's while those are trained, once an
             epoch (`smidgen.recover.centroids`).
+        round_activations: with ``train`` and a target that computes in integers, round activations while it trains as
+            the file will; a file of ``"onnx-int8"`` then has the very ranges (`smidgen.pipeline.activations`).
         progress: called with (stage, done, total).
 
     Returns:
@@ -145,6 +149,7 @@ def compress(
     said = {
         "methods": methods != "auto", "target": target not in ("onnx", ("onnx",)), "rounding": rounding is not None,
         "guard": guard is not None, "gradual": gradual, "mix": mix != 1, "reassign": reassign,
+        "round_activations": round_activations,
     }  # fmt: skip
     chosen = None
     if recipe is not None:
@@ -164,6 +169,8 @@ def compress(
     others, cutting = split_channels(methods, settings or {})
     if cutting is not None and recovery is not None:
         raise PlanError("train: channels are weighed without training; cut with smidgen prune first, then train")
+    if round_activations:
+        check_rounding(targets[0], recovery is not None)
     if reassign:
         shares = chosen is not None and "rounding" in chosen.says  # by itself
         check_reassign(rounding_for(targets[0], "kmeans" if shares else rounding, settings or {}), recovery)

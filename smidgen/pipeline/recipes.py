@@ -76,15 +76,15 @@ class Recipe:
     whole: bool = False
 
 
+FIXED = ("methods", "target", "rounding", "guard", "gradual")
 RECIPES: dict[str, Recipe] = {
     "deep-compression": Recipe(
-        deep_compression, ("methods", "target", "rounding", "guard", "gradual"), (PRUNING, SHARING),
-        ("default", "max_drop"),
+        deep_compression, (*FIXED, "round_activations"), (PRUNING, SHARING), ("default", "max_drop"),
     ),
     "distil": Recipe(distil, training=DISTIL),
     "extreme": Recipe(
-        extreme, ("methods", "target", "rounding", "guard", "gradual", "mix", "reassign"), None,
-        ("default", "size", "ratio", "max_drop"), DEFAULTS, whole=True,
+        extreme, (*FIXED, "mix", "reassign", "round_activations"), None, ("default", "size", "ratio", "max_drop"),
+        DEFAULTS, whole=True,
     ),
 }  # fmt: skip
 TRAINED = tuple(name for name, recipe in RECIPES.items() if recipe.whole)  # whose plans nothing but they can carry out

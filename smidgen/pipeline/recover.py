@@ -34,6 +34,7 @@ from smidgen.errors import DataError, PlanError, UserError
 from smidgen.forms import FLOATS, Dense, Form, Masked, dense
 from smidgen.measure.memory import release
 from smidgen.methods import Leaves, Pruning, Sharing
+from smidgen.pipeline.activations import Forward, rounded_forward
 from smidgen.pipeline.options import kept_batches
 from smidgen.pipeline.task import Task
 from smidgen.pipeline.workshop import Workshop
@@ -74,6 +75,7 @@ class Recovery:
         mix: the original's share of what is learned from; labels have the rest.
         learned_steps: whether the steps of an archive's integers are trained, which may make it larger.
         reassign: whether shared weights take other values while those are trained.
+        round_activations: whether activations are rounded as the file of integers will.
     """
 
     training: Training
@@ -83,6 +85,7 @@ class Recovery:
     mix: float = 1.0
     learned_steps: bool = True
     reassign: bool = False
+    round_activations: bool = False
 
     def again(self, what: str, seconds: float, rate: float = 1.0) -> Recovery:
         """The same once more, with a checkpoint of its own and the time that is left after so many seconds.
@@ -106,13 +109,14 @@ def recovery_of(
     gradual: bool,
     mix: float = 1.0,
     reassign: bool = False,
+    round_activations: bool = False,
 ) -> Recovery:
     """What is trained on, checked before any work starts.
 
     Args:
         task: with the data divided.
         data: all that was given; what is neither selection nor test is trained on, calibration inputs among it.
-        training, checkpoint, gradual, mix, reassign: see `compress`.
+        training, checkpoint, gradual, mix, reassign, round_activations: see `compress`.
 
     Raises:
         DataError: no inputs, fewer than a batch, changes of what is no image, or no labels where they are needed.
@@ -130,7 +134,10 @@ def recovery_of(
     with torch.no_grad():
         if mix < 1 and not is_classifier(outputs_of(task.prepared.module(task.example.to(task.device)))):
             raise UserError("train: labels are mixed in for classifiers alone; leave the mix out")
-    return Recovery(training, inputs, None if checkpoint is None else Path(checkpoint), gradual, mix, reassign=reassign)
+    return Recovery(
+        training, inputs, None if checkpoint is None else Path(checkpoint), gradual, mix, reassign=reassign,
+        round_activations=round_activations,
+    )  # fmt: skip
 
 
 def trained(
@@ -184,7 +191,8 @@ def recovered(work: Workshop, outcome: Outcome, budget: Budget, recovery: Recove
     why = _refusal(start, fitted, before, after, work.limit(budget))
     record = {
         "settings": recovery.training.plain(), "inputs": len(recovery.inputs), "gradual": recovery.gradual,
-        "mix": recovery.mix, "reassign": recovery.reassign, **fitted.plain(),
+        "mix": recovery.mix, "reassign": recovery.reassign,
+        "round_activations": recovery.round_activations, **fitted.plain(),
         "before": {**_told(before), "loss": start},
         "after": {**_told(after), "loss": fitted.best}, "kept": not why, "why": why or None,
     }  # fmt: skip
@@ -248,9 +256,13 @@ def _trained(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery)
     )  # fmt: skip
     epoch = max(1, len(recovery.inputs) // recovery.training.batch)
     hooks = (Reassigning(net, epoch),) if recovery.reassign else ()
-    start, fitted = _fitted(work, net, plan, recovery, hooks=hooks)
+    forward: Forward = net
+    held = None
+    if recovery.round_activations:
+        forward, held = rounded_forward(task, realised.stored, net)
+    start, fitted = _fitted(work, net, plan, recovery, forward, hooks=hooks)
     stored = read_back(net, sites, realised.stored)
-    return start, fitted, Realised(filled(realised.model, sites, stored), stored, realised.refitted)
+    return start, fitted, Realised(filled(realised.model, sites, stored), stored, realised.refitted, held)
 
 
 def _gradual(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery) -> tuple[float, Fitted, Realised]:
@@ -269,29 +281,32 @@ def _gradual(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery)
     with torch.no_grad():
         start = _held(work, filled(realised.model, sites, realised.stored), recovery.mix)()
     ends = schedule.every * schedule.times
-    _, fitted = _fitted(work, net, plan, recovery, hooks=(pruner,), keep=lambda: pruner.steps > ends)
+    _, fitted = _fitted(work, net, plan, recovery, net, hooks=(pruner,), keep=lambda: pruner.steps > ends)
     stored = read_back(net, sites, whole)
     masks = {name: Masked(one.form.values) for name, one in stored.items() if isinstance(one.form, Dense)}
     stored |= {name: replace(stored[name], form=masks[name]) for name in pruned}
     return start, fitted, Realised(filled(task.prepared.module, sites, stored), stored)
 
 
-def _fitted(work: Workshop, net: nn.Module, plan: Plan, recovery: Recovery, **more: Any) -> tuple[float, Fitted]:
+def _fitted(
+    work: Workshop, net: nn.Module, plan: Plan, recovery: Recovery, forward: Forward, **more: Any
+) -> tuple[float, Fitted]:
     """The loss before, and how the training went."""
     task, training = work.task, recovery.training
     teacher = task.prepared.module
-    held = _held(work, net, recovery.mix)
+    held = _held(work, forward, recovery.mix)
 
     def loss(x: Tensor, labels: Tensor | None) -> Tensor:
         with torch.no_grad():
             wanted = outputs_of(teacher(x))
-        return distance(wanted, outputs_of(net(x)), labels, 1 - recovery.mix, TEMPERATURE)
+        return distance(wanted, outputs_of(forward(x)), labels, 1 - recovery.mix, TEMPERATURE)
 
     net.eval()
     with torch.no_grad():
         start = held()
     made = hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
-    identity = {"plan": made, "gradual": recovery.gradual, "mix": recovery.mix, "reassign": recovery.reassign}
+    identity = {"plan": made, "gradual": recovery.gradual, "mix": recovery.mix,
+                "reassign": recovery.reassign, "round_activations": recovery.round_activations}  # fmt: skip
     fitted = fit(
         net, recovery.inputs, loss, training, held=held, checkpoint=recovery.checkpoint, identity=identity,
         device=task.device, progress=work.progress, groups=_groups(net), **more,
@@ -307,7 +322,7 @@ def _groups(net: nn.Module) -> list[dict[str, Any]]:
     return [{"params": others}, {"params": steps, "lr_scale": STEPS_RATE}]
 
 
-def _held(work: Workshop, net: nn.Module, mix: float) -> Callable[[], float]:
+def _held(work: Workshop, forward: Forward, mix: float) -> Callable[[], float]:
     """The loss on selection inputs."""
     task = work.task
     assert task.roles is not None
@@ -322,7 +337,7 @@ def _held(work: Workshop, net: nn.Module, mix: float) -> Callable[[], float]:
         before = [outputs_of(task.prepared.module(torch.from_numpy(each).to(task.device))) for each in batches]
 
     def score() -> float:
-        after = [outputs_of(net(torch.from_numpy(each).to(task.device))) for each in batches]
+        after = [outputs_of(forward(torch.from_numpy(each).to(task.device))) for each in batches]
         told = zip(batches, before, after, aims, strict=True)
         apart = (len(x) * float(distance(b, a, y, 1 - mix, TEMPERATURE)) for x, b, a, y in told)
         return sum(apart) / int(ends[-1])

@@ -116,7 +116,7 @@ class Reassigning:
 
     >>> from torch.nn.utils import parametrize
     >>> layer, form = nn.Linear(2, 1), Codebook(np.array([[0, 1]], np.uint8), np.array([-1.0, 2.0], np.float32))
-    >>> held = Shared(form, (1, 2), moves=True)
+    >>> layer.weight.data, held = torch.tensor([[-1.0, 2.0]]), Shared(form, (1, 2), moves=True)
     >>> _ = parametrize.register_parametrization(layer, "weight", held)
     >>> held.shadow.data[1] = 0.4
     >>> hook = Reassigning(layer, every=1)

@@ -83,7 +83,7 @@ def trainable(
         if site.name not in stored:
             continue
         entry = stored[site.name]
-        chain = _layers(result, site.name)
+        chain = layers_at(result, site.name)
         trains = site.name not in fixed
         for layer, stage in zip(chain, stages(entry.form, site.geometry), strict=True):
             leaf: Any = stage.weight
@@ -114,7 +114,7 @@ def read_back(module: nn.Module, sites: list[Site], stored: Mapping[str, Stored]
     for site in sites:
         if site.name not in stored:
             continue
-        entry, chain = stored[site.name], _layers(module, site.name)
+        entry, chain = stored[site.name], layers_at(module, site.name)
         given = zip(chain, leaves(entry.form), strict=True)
         form = with_leaves(entry.form, [leaf_of(layer, leaf) for layer, leaf in given])
         bias: Any = None if entry.bias is None else leaf_of(chain[-1], entry.bias_form or Dense(entry.bias), "bias")
@@ -207,7 +207,7 @@ def _check(site: Site, form: Form) -> None:
 
 def _fill(model: nn.Module, site: Site, entry: Stored) -> None:
     """The values of a site: into the layers that are there, where they fit."""
-    chain, wanted = _layers(model, site.name), [stage.values for stage in stages(entry.form, site.geometry)]
+    chain, wanted = layers_at(model, site.name), [stage.values for stage in stages(entry.form, site.geometry)]
     biased = getattr(chain[-1], "bias", None) is not None
     if [tuple(layer.weight.shape) for layer in chain] != [v.shape for v in wanted] or biased != (
         entry.bias is not None
@@ -221,8 +221,13 @@ def _fill(model: nn.Module, site: Site, entry: Stored) -> None:
             chain[-1].bias.copy_(torch.from_numpy(entry.bias))
 
 
-def _layers(model: nn.Module, name: str) -> list[Any]:
-    """The plain layers at a site, in the order they run."""
+def layers_at(model: nn.Module, name: str) -> list[Any]:
+    """The plain layers at a site, in the order they run.
+
+    Args:
+        model: from `trainable`, or any with stored forms.
+        name: of the site.
+    """
     found = model.get_submodule(name)
     return list(found) if isinstance(found, nn.Sequential) else [found]
 
