@@ -9,7 +9,9 @@ Weights that may move (``moves``) have floats of their own beside, which the gra
 
     ∂L/∂w_i = ∂L/∂W_i        k(i) ← argmin_k |w_i − c_k|, once an epoch (`Reassigning`)
 
-What pruning left at 0 does not move. Measured, PUT_MEASURED
+What pruning left at 0 does not move. It is not the default: LeNet after four epochs of 1,800 digits has, on 600 others
+of the training split, a loss of 0.324 with it and without at 1 bit, of 0.064 with it and 0.068 without at 2 bits (KL of
+the file 0.0027 ± 0.0017 and 0.0036 ± 0.0022), in archives of the same size. That is within the noise.
 
 Differs from the paper: values that came with few significant bits, which pack well, are trained with as many, the
 gradient going straight through.

@@ -100,3 +100,13 @@ def test_distil_keeps_to_a_size(trained):
     assert result.files["onnx"].stat().st_size <= 9000
     assert not result.met, "of what activations take at once too"
     assert "activations take" in result.record["budget"]["note"]
+
+
+def test_shared_values_may_be_taken_by_others(trained):
+    given = {"target": "onnx-shared", "settings": {"kmeans": {"bits": 1}}, "threads": 1, "seed": 1}
+    result = compress(trained, many()[0], train=BRIEF, reassign=True, **given)
+    told = result.record["training"]
+    assert told["reassign"]
+    assert told["kept"], told["why"]
+    assert told["after"]["nbytes"] == told["before"]["nbytes"]
+    answers_alike(result, "onnx-shared")
