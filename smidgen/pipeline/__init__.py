@@ -165,7 +165,11 @@ def compress(
     budget = budget or Budget(size=limited)
     check_given(targets, task.roles)
     _check_budget(budget, task, targets[0])
-    recovery = None if train is None or whole else recovery_of(task, data, train, checkpoint, gradual, mix, reassign)
+    recovery = (
+        None
+        if train is None or whole
+        else recovery_of(task, data, train, checkpoint, gradual, mix, reassign, round_activations)
+    )
     others, cutting = split_channels(methods, settings or {})
     if cutting is not None and recovery is not None:
         raise PlanError("train: channels are weighed without training; cut with smidgen prune first, then train")
