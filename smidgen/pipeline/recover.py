@@ -225,7 +225,8 @@ def with_training(result: Result, told: dict[str, Any]) -> Result:
     if told["kept"] and told["gradual"]:
         shares = {name: _gone(one.form) for name, one in result.stored.items()}
         record["layers"] = [_with_share(layer, shares[layer["name"]]) for layer in record["layers"]]
-        record["pruning"] = {**record["pruning"], "method": "magnitude"}
+        if "pruning" in record:  # not where the original's file was kept
+            record["pruning"] = {**record["pruning"], "method": "magnitude"}
     return replace(result, record=record)
 
 
