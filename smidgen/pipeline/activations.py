@@ -7,8 +7,8 @@ Values go by their names in the exported graph, so what is rounded is what the f
 TFLite and ExecuTorch files go by graphs of their own: what is rounded for them is what ONNX Runtime would round, which
 is nearly the same, and their ranges are chosen when they are written.
 
-It is not the default: no gain was measured. ResNet-20 in eight bits has little to regain: KL of the file on 440 inputs of
-the training split is 0.0013 ± 0.0003 untrained, after two epochs on 1,320 others 0.0014 ± 0.0003 without this and
+It is not the default: no gain was measured. ResNet-20 in eight bits has little to regain: KL of the file on 440 inputs
+of the training split is 0.0013 ± 0.0003 untrained, after two epochs on 1,320 others 0.0014 ± 0.0003 without this and
 0.0014 ± 0.0003 with it.
 """
 
