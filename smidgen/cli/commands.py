@@ -65,6 +65,8 @@ def compress(options: argparse.Namespace) -> int:
             checkpoint=getattr(options, "checkpoint", None),
             gradual=options.gradual,
             mix=options.mix,
+            reassign=options.reassign,
+            round_activations=options.round_activations,
             guard=False if options.allow_slower else True if options.refuse_slower else None,
             **_work(options),
             progress=progress,

@@ -161,7 +161,8 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--recipe", metavar="NAME",
-        help="a named chain of stages: deep-compression (prune, share, Huffman), or extreme (trained on bits)",
+        help="a named chain of stages: deep-compression (prune, share, Huffman), distil (what the budget asks for, "
+        "trained to answer as the original), or extreme (trained on bits)",
     )  # fmt: skip
     pruning = parser.add_argument_group("pruning of single weights (by --methods obs unless another is named)")
     pruning.add_argument("--sparsity", metavar="SHARE", help="of the weights that goes: 70%% or 0.7")

@@ -120,7 +120,7 @@ class Workshop:
         inputs, held = (None, None) if task.roles is None else (task.roles.calibration, task.roles.selection)
         return Source(
             task.prepared, realised.stored, realised.model, path, inputs, held, one_input(task), task.threads,
-            self.targets[0],
+            self.targets[0], realised.activations,
         )  # fmt: skip
 
     def limit(self, budget: Budget) -> int | None:

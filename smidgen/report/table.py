@@ -103,18 +103,22 @@ def stages_table(result: dict[str, Any]) -> Table:
     >>> stages_table({"recipe": "deep-compression", "stages": [{"name": "original", "nbytes": 4000}]}).row_count
     1
     """
-    table = Table(title=Text(f"Stages of {result.get('recipe')}, no training"), title_justify="left")
+    stages, trained = result["stages"], result.get("recipe_trained")
+    title = f"Stages of {result.get('recipe')}{'' if trained else ', no training'}"
+    table = Table(title=Text(title), title_justify="left")
     for header in ("stage", "file"):
         table.add_column(header)
-    for header in ("bytes", "times smaller", "lost points, selection"):
+    losses = ("loss, selection",) if trained else ()
+    for header in ("bytes", "times smaller", "lost points, selection", *losses):
         table.add_column(header, justify="right")
-    stages = result["stages"]
     for stage in stages:
         cells = [
             stage["name"], stage.get("path") or wording.MISSING, wording.size(stage["nbytes"]),
             wording.times(stages[0]["nbytes"] / stage["nbytes"]),
             wording.MISSING if stage.get("points") is None else wording.signed(stage["points"]),
+            wording.MISSING if stage.get("loss") is None else wording.number(stage["loss"]),
         ]  # fmt: skip
+        cells = cells[: len(table.columns)]
         table.add_row(*(Text(cell) for cell in cells))
     return table
 
