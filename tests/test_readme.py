@@ -113,7 +113,7 @@ def test_commands_can_be_typed(command: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_what_is_named_exists(document: str) -> None:
     text, cli = TEXTS[document], ROOT / "smidgen" / "cli"
-    helps = "".join((cli / name).read_text(encoding="utf-8") for name in ("parser.py", "training_options.py"))
+    helps = "".join(path.read_text(encoding="utf-8") for path in cli.glob("*.py"))
     for option in set(re.findall(r"`(--[a-z-]+)", text)):
         assert f'"{option}"' in helps, option
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

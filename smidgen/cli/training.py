@@ -81,7 +81,7 @@ def _run(
         smaller = None
         if further is not None:
             smaller = further(place / "model.onnx", data, test, progress)
-            save(smaller, folder)
+            save(smaller, folder, options)
     if smaller is None and options.json:
         print_json(result.record)
     elif not options.json:
