@@ -19,9 +19,8 @@ from smidgen.cli.option_groups import (
     add_output,
     add_work,
 )
-from smidgen.cli.reporting import add_report
 from smidgen.cli.serving_options import add_serving
-from smidgen.cli.sweeping import add_sweep
+from smidgen.cli.showing_options import add_report, add_sweep
 from smidgen.cli.training_options import add_recovery, add_training
 from smidgen.errors import UserError
 

@@ -12,14 +12,6 @@ from smidgen.errors import OutputError, UserError
 DONE = 0
 
 
-def add_report(parser: argparse.ArgumentParser) -> None:
-    """Options of ``smidgen report``."""
-    parser.add_argument("folders", metavar="FOLDER", nargs="+", help="what compress or sweep wrote; two to compare")
-    parser.add_argument("-o", "--output", metavar="FILE.html", help="where the page goes (report.html in FOLDER; of "
-                        "two, comparison.html here)")  # fmt: skip
-    parser.add_argument("--open", action="store_true", help="show it in the browser")
-
-
 def report(options: argparse.Namespace) -> int:
     """``smidgen report``."""
     from smidgen.report.folder import made_of, read_record

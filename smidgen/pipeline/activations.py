@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from smidgen.budget import FILES
 from smidgen.calibrate.ranges import Activations
 from smidgen.errors import LoadError, PlanError
 from smidgen.export.onnx import fill, results_of
@@ -40,7 +41,8 @@ def check_rounding(target: str, trains: bool) -> None:
     if not trains:
         raise PlanError("round_activations: activations are rounded while the network trains; give --train")
     if target not in STATIC:
-        raise PlanError(f"round_activations: a file of {target} computes in floats; give target {', '.join(STATIC)}")
+        offered = ", ".join(name for name in FILES if name in STATIC)
+        raise PlanError(f"round_activations: a file of {target} computes in floats; give target {offered}")
 
 
 def rounded_forward(task: Task, stored: Mapping[str, Stored], net: nn.Module) -> tuple[Forward, Activations]:

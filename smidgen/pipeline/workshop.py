@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from smidgen.budget import FILES, Budget, format_size
@@ -31,11 +32,13 @@ from smidgen.planning.realise import REFITS, Realised, Refit, realise, reference
 from smidgen.planning.search import Outcome, Trial
 from smidgen.report.record import measure_files, record
 from smidgen.report.result import ORIGINAL, Result, Scratch
+from smidgen.runtimes.onnxruntime import saturation
 from smidgen.runtimes.opening import open_file, run_dataset
 from smidgen.site import untouched
 
 REFIT_INPUTS = 1024  # calibration inputs that a refit uses at most
 SURE = 2.0  # standard errors by which a refit that moves less must be better
+SATURATING, FEW = "onnx-int8", 32  # the file whose products may saturate, and inputs that tell
 TIMED = 5  # measurements of a file's time, where time is budgeted
 
 
@@ -207,6 +210,8 @@ class Workshop:
             {name: runnable(name, path) for name, path in written.items()},
             times=TIMED if self.timed else 1,
         )  # fmt: skip
+        if SATURATING in written:
+            files[SATURATING]["saturation"] = saturation(written[SATURATING], self._few(), task.threads)
         outcome = _judged(outcome, budget, files[self.targets[0]])
         entries = record(
             files, outcome=outcome, budget=budget, options=self.options, refitted=realised.refitted, roles=task.roles,
@@ -218,6 +223,11 @@ class Workshop:
             sites=task.prepared.sites, stored=realised.stored, folder=self.folder,
             test=task.test,
         )  # fmt: skip
+
+    def _few(self) -> np.ndarray:
+        """Some inputs, of those that choose where there are any."""
+        roles = self.task.roles
+        return one_input(self.task) if roles is None else next(iter(roles.selection.batches(FEW)))
 
     def _layer_losses(self, plan: Plan) -> dict[str, float]:
         """The true loss of each changed layer alone, before any refit, on selection inputs."""

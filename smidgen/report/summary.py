@@ -9,6 +9,7 @@ from smidgen.report import wording
 from smidgen.report.table import left_alone, loss_name
 
 REASONS = 2  # that a sentence tells
+SATURATED = 0.05  # of the largest output; integers of 8 bits on the verge of two come to a tenth of it
 
 
 def verdict(result: dict[str, Any]) -> str:
@@ -31,6 +32,11 @@ def verdict(result: dict[str, Any]) -> str:
     budget = result.get("budget") or {}
     if budget.get("met") is False:
         endings.append("the budget was not met" + (f" ({budget['note']})" if budget.get("note") else ""))
+    if (file.get("saturation") or 0.0) > SATURATED:
+        endings.append(
+            f"this processor's 8-bit products saturate: answers are off by {wording.share(file['saturation'])} of the "
+            "largest output, on others they are not"
+        )
     return "; ".join([", ".join(part for part in parts if part), *endings])
 
 

@@ -98,10 +98,15 @@ class OnnxRunner:
             raise DataError(f"runtime: '{self.path.name}' fails on {list(x.shape)}: {one_line(fault)}") from None
 
 
-def open_onnx(path: str | Path, threads: int = 1) -> OnnxRunner:
+def open_onnx(path: str | Path, threads: int = 1, *, fused: bool = True) -> OnnxRunner:
     """Open ``path`` in ONNX Runtime: CPU, ``threads`` threads inside an operator, all graph optimisations, silent.
 
     Weights stored as integers for a network that computes in floats are unpacked on opening, not at every call.
+
+    Args:
+        path: the file.
+        threads: inside an operator.
+        fused: False runs the operators one by one, as the file has them: slow, and what the file says on any processor.
 
     Returns the runner. LoadError when there is no such file, the runtime cannot open it, or it has not one input.
 
@@ -120,6 +125,8 @@ def open_onnx(path: str | Path, threads: int = 1) -> OnnxRunner:
         raise LoadError(f"runtime: no file '{path}'; check the path")
     try:
         options = _options(threads)
+        if not fused:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if _weight_only(path):
             options.add_session_config_entry(_UNPACK_ONCE, "1")
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -158,3 +165,25 @@ def _weight_only(path: Path) -> bool:
     """Whether operators' names in the file tell that it unpacks integers and never makes any."""
     content = path.read_bytes()
     return b"DequantizeLinear" in content and b"QuantizeLinear" not in content
+
+
+def saturation(path: str | Path, x: np.ndarray, threads: int = 1) -> float:
+    """How far this processor's answers are from what a file of integers says, as a share of the largest output.
+
+    Processors without VNNI add two products of uint8 and int8 in 16 bits, which saturate: ONNX Runtime then answers
+    otherwise than on others (its documentation of quantization, "u8s8").
+
+    Args:
+        path: the file.
+        x: a few inputs.
+        threads: of the runtime.
+
+    Returns:
+        0 and a few thousandths where nothing saturates: values on the verge of two integers.
+    """
+    found = []
+    for fused in (True, False):
+        with open_onnx(path, threads, fused=fused) as runner:
+            found.append(runner.run(x))
+    shares = [float(np.abs(a - b).max() / max(float(np.abs(b).max()), 1e-9)) for a, b in zip(*found, strict=True)]
+    return max(shares, default=0.0)

@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_one_line(run: Run, tmp_path: Path, network: Path, 
     given = [
         (("distil", network, f"{student}:wrong", "--data", data), "answers with [3] for each input"),
         (small, "give --data"),
-        ((*small, "--data", unlabelled, "--mix", "0.5"), "mix=1 works without"),
+        ((*small, "--data", unlabelled, "--mix", "0.5"), "then the original's answers are enough"),
         (
             ("distil", network, f"{student}:small", "--data", data, "--batch", "16", "--checkpoint", damaged),
             "start over",

@@ -10,7 +10,7 @@ import onnx.helper as h
 import pytest
 
 from smidgen.errors import DataError, LoadError
-from smidgen.runtimes.onnxruntime import _weight_only, open_onnx
+from smidgen.runtimes.onnxruntime import _weight_only, open_onnx, saturation
 from smidgen.runtimes.opening import run_dataset
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -149,3 +149,31 @@ def test_integers_are_unpacked_on_opening_and_not_where_the_file_makes_some_itse
         runner = open_onnx(tmp_path / name)
         assert _weight_only(tmp_path / name) == alone
         assert runner.run(np.array([[1.0, 2.0, 0.5]]))[0].tolist() == [[4.75, 3.5]]
+
+
+def test_unfused_a_file_of_integers_answers_exactly_on_any_processor(tmp_path: Path) -> None:
+    """255·127 + 255·127 is past 16 bits, in which processors without VNNI add such products."""
+    tensors = [
+        h.make_tensor("w", onnx.TensorProto.INT8, [4, 8], [127] * 32), h.make_tensor("s", FLOAT, [], [1.0]),
+        h.make_tensor("z", onnx.TensorProto.UINT8, [], [0]), h.make_tensor("t", FLOAT, [], [2000.0]),
+    ]  # fmt: skip
+    nodes = [
+        h.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), h.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        h.make_node("DequantizeLinear", ["w", "s"], ["v"]), h.make_node("MatMul", ["d", "v"], ["p"]),
+        h.make_node("QuantizeLinear", ["p", "t", "z"], ["r"]), h.make_node("DequantizeLinear", ["r", "t", "z"], ["y"]),
+    ]  # fmt: skip
+    given, wanted = h.make_tensor_value_info("x", FLOAT, ["n", 4]), h.make_tensor_value_info("y", FLOAT, ["n", 8])
+    graph = h.make_graph(nodes, "products", [given], [wanted], tensors)
+    path = tmp_path / "products.onnx"
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 19)], ir_version=9), str(path))
+    x = np.full((1, 4), 255.0, np.float32)
+    with open_onnx(path, fused=False) as runner:
+        assert runner.run(x)[0].tolist() == [[130_000.0] * 8]  # 4·255·127 = 129,540, in steps of 2,000
+    with open_onnx(path) as runner:
+        off = float(np.abs(runner.run(x)[0] - 130_000.0).max()) / 130_000.0
+    assert saturation(path, x) == pytest.approx(off)
+
+
+def test_floats_never_saturate(data_dir: Path) -> None:
+    x = np.random.default_rng(0).uniform(0, 255, (2, 1, 28, 28)).astype(np.float32)
+    assert saturation(data_dir / "models" / "lenet_mnist.onnx", x) < 1e-5
