@@ -116,7 +116,7 @@ def _look(image: str, box: str, crop: str, mode: str) -> list[onnx.NodeProto]:
         make("Min", ["look_above", "look_most"], ["look_within"]),
         make("Mul", ["look_grid", "look_size"], ["look_scaled"]),
         make("Add", ["look_scaled", "look_within"], ["look_places"]),
-        make("GridSample", [image, "look_places"], [crop], mode=mode, padding_mode="zeros", align_corners=0),
+        make("GridSample", [image, "look_places"], [crop], mode=mode, padding_mode="border", align_corners=0),
     ]  # fmt: skip
 
 

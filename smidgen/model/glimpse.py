@@ -124,7 +124,7 @@ class Look(nn.Module):
         most = 1 - size
         centre = torch.minimum(torch.maximum(box[:, :2], -most), most)
         grid = self.grid[None] * size[:, None, None] + centre[:, None, None]
-        return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 class Glimpse(nn.Module):

@@ -32,7 +32,7 @@ def file_of(module: nn.Module, example: torch.Tensor, path) -> None:
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)
-    return Glimpse(Localizer(1, 3, 2, size=0.4), full(), full(), SIDE).eval()
+    return Glimpse(Localizer(1, 3, 2, size=0.4), full(), full(), SIDE).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -124,5 +124,4 @@ def test_a_box_moves_where_the_answer_is():
 def test_a_crop_lies_within_the_image(x, y, size):
     image = torch.ones(1, 1, 40, 40)
     crop = Look((8, 8))(image, torch.tensor([[x, y, size]]))
-    # Half a pixel from the border zeros are mixed in, at the outermost samples alone.
-    assert float(crop[..., 1:-1, 1:-1].min()) > 0.999
+    assert float(crop.min()) > 0.999
