@@ -2,8 +2,11 @@
 #
 #   make demo     install, train a small network on digits, compress it, print before and after
 #   make test     install with the developers' tools, run all tests
-#   make check    style, import layers, types
+#   make check    style, import layers, types, and the site built strictly
+#   make docs     the site, in build/site/index.html
+#   make bench    benchmarks/RESULTS.md anew, from what the benchmarks left in benchmarks/results
 #   make web      fetch the browser's runtimes for smidgen serve (needs npm)
+#   make axe      fetch what tests look for accessibility faults with (needs npm)
 #   make arm64    an ARM64 root, emulated, in build/arm64: with it "make test" runs a bundle there too (700 MB)
 #   make clean    remove what make made
 
@@ -24,7 +27,10 @@ DEV := $(VENV)/.installed-dev-$(KEY)
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check format web arm64 clean
+# mkdocs-material greets every build with the plans of others.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: demo test check docs bench format web axe arm64 clean
 
 demo: $(DEMO)
 	$(BIN)/smidgen demo $(ARGS)
@@ -37,6 +43,14 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright --warnings
+	$(BIN)/mkdocs build --strict --quiet
+
+docs: $(DEV)
+	$(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
+
+bench: $(DEV)
+	$(BIN)/python benchmarks/report.py
 
 arm64: $(DEV)
 	PYTHON=$(BIN)/python tools/arm64_root.sh
@@ -47,6 +61,9 @@ format: $(DEV)
 
 web: $(DEMO)
 	$(BIN)/python -m smidgen.serve.vendor
+
+axe: $(DEV)
+	$(BIN)/python tools/fetch_axe.py
 
 clean:
 	rm -rf $(VENV) smidgen/serve/vendor build dist smidgen-demo *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import matplotlib
 
@@ -151,6 +151,47 @@ def frontier(
     handles, labels = axes[0].get_legend_handles_labels()
     panes.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     panes.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    panes.savefig(path, dpi=150)
+    plt.close(panes)
+
+
+def layer_times(path: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Layers computed otherwise: times as fast as the direct convolution, in onnxruntime and in torch.
+
+    Args:
+        path: the PNG.
+        title: over both panels.
+        rows: of benchmarks/fastconv.py, one for each layer.
+    """
+    panes, axes = plt.subplots(1, 2, figsize=(12, 0.24 * len(rows) + 2.2), layout="constrained", sharey=True)
+    named = {"winograd2": "F(2×2)", "winograd4": "F(4×4)", "fft": "Fourier", "torch.fft": "torch.fft"}
+    labels = [f"{c['kernel']}×{c['kernel']}  {c['channels']:>3}ch  {c['size']:>3}²" for c in (r["cell"] for r in rows)]
+    places = [len(rows) - 1 - i for i in range(len(rows))]
+    for axis, field, where in ((axes[0], "onnxruntime_ms", "ONNX Runtime"), (axes[1], "torch_ms", "torch")):
+        for (name, told), (colour, marker, _) in zip(named.items(), STYLES, strict=False):
+            shown = [
+                (r[field]["direct"] / r[field][name], y) for r, y in zip(rows, places, strict=True) if name in r[field]
+            ]
+            if shown:
+                axis.plot(*zip(*shown, strict=True), linestyle="", color=colour, marker=marker, ms=6, label=told)
+        if field == "onnxruntime_ms":
+            taken = [(r[field]["direct"] / r[field][r["picked"]], y) for r, y in zip(rows, places, strict=True)]
+            axis.plot(*zip(*taken, strict=True), linestyle="", marker="o", ms=12, mfc="none", mec=GREY, label="picked")
+        axis.axvline(1, color=GREY, lw=1, ls=(0, (4, 3)))
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel(f"times as fast as {where}'s own convolution (log scale)")
+        axis.grid(True, color="#dddddd", lw=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(places, labels, family="monospace", fontsize=8)
+    handles, told = axes[0].get_legend_handles_labels()
+    more = [pair for pair in zip(*axes[1].get_legend_handles_labels(), strict=True) if pair[1] not in told]
+    panes.legend([*handles, *(h for h, _ in more)], [*told, *(t for _, t in more)], loc="outside lower center", ncols=5,
+                 frameon=False, fontsize=9)  # fmt: skip
+    panes.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     panes.savefig(path, dpi=150)
     plt.close(panes)

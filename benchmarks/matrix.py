@@ -124,7 +124,8 @@ def page(found: dict[str, dict[str, dict[str, Any]]], record: dict[str, Any]) ->
         f"{CALIBRATE} training inputs, scored in the target's runtime on at most {SCORE} test inputs. A cell says: "
         "bytes; accuracy, or agreement with the original; the largest difference of an output, as a share of the "
         "largest output; times faster than the original in ONNX Runtime, one thread.", "",
-        f"{record['date'][:10]}, {record['machine']['processor']}.", "",
+        f"{record['date'][:10]}, {record['machine']['processor']}, load average {record['machine']['load_average']} "
+        "when the last cell was measured: both files of a pair are timed in turns, yet ratios are rough.", "",
     ]  # fmt: skip
     targets = [target for target in FILES if any(target in cells for cells in found.values())]
     lines += ["| network | " + " | ".join(f"`{t}`" for t in targets) + " |", "|---" * (len(targets) + 1) + "|"]

@@ -22,18 +22,23 @@ if TYPE_CHECKING:
     from smidgen.pipeline.bundle import bundle, merge
     from smidgen.pipeline.distil import distil
     from smidgen.pipeline.downsample import downsample
+    from smidgen.pipeline.fastconv import fastconv
     from smidgen.pipeline.prune import prune
+    from smidgen.pipeline.sweep import sweep
     from smidgen.pipeline.transfer import transfer
     from smidgen.recover.training import Training
     from smidgen.report.result import Result
+    from smidgen.report.sweep import Mark, Sweep
 
 # Public names and where they live: loaded on first use, so that importing smidgen does not import torch.
 _HOMES = {
     "Budget": "budget",
     "Dataset": "data",
+    "Mark": "report.sweep",
     "Preprocess": "data",
     "Result": "report.result",
     "SmidgenError": "errors",
+    "Sweep": "report.sweep",
     "Training": "recover.training",
     "UserError": "errors",
     "apply": "pipeline",
@@ -42,19 +47,21 @@ _HOMES = {
     "compress": "pipeline",
     "distil": "pipeline.distil",
     "downsample": "pipeline.downsample",
+    "fastconv": "pipeline.fastconv",
     "load_network": "model.load",
     "merge": "pipeline.bundle",
     "open_data": "data",
     "prune": "pipeline.prune",
     "rebuild_network": "model.replace",
+    "sweep": "pipeline.sweep",
     "transfer": "pipeline.transfer",
     "unpack": "export.archive",
 }
 
 __all__ = [
-    "Budget", "Dataset", "Preprocess", "Result", "SmidgenError", "Training", "UserError",
-    "apply", "bench", "bundle", "compress", "distil", "downsample", "load_network", "merge", "open_data", "prune",
-    "rebuild_network", "transfer", "unpack",
+    "Budget", "Dataset", "Mark", "Preprocess", "Result", "SmidgenError", "Sweep", "Training", "UserError",
+    "apply", "bench", "bundle", "compress", "distil", "downsample", "fastconv", "load_network", "merge", "open_data",
+    "prune", "rebuild_network", "sweep", "transfer", "unpack",
 ]  # fmt: skip
 
 

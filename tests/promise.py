@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-SAVED = ["model.onnx", "model.safetensors", "model.smidgen", "plan.json", "result.json"]
+SAVED = ["model.onnx", "model.safetensors", "model.smidgen", "plan.json", "report.html", "result.json"]
 
 RECORD = {
     "mode", "seed", "seconds", "peak_rss_bytes", "original", "files", "schema_version", "target", "versions",

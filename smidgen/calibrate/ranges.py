@@ -67,6 +67,19 @@ class Range:
 
 
 @dataclass(frozen=True, eq=False)
+class Activations:
+    """How the activations of a network become integers.
+
+    Args:
+        ranges: of values, by their names in the exported graph.
+        floats: values that stay floats.
+    """
+
+    ranges: Mapping[str, Range]
+    floats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Seen:
     """What one activation took on the calibration inputs.
 

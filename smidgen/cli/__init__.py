@@ -19,7 +19,8 @@ from smidgen.errors import SmidgenError, UserError
 # Commands that live in a module of their own; unpack runs without what the others import.
 _HOMES = {
     "unpack": "unpacking", "downsample": "downsampling", "prune": "pruning", "serve": "serving", "bench": "benching",
-    "bundle": "bundling", "distil": "training", "transfer": "training",
+    "bundle": "bundling", "sweep": "sweeping", "report": "reporting", "completion": "completion",
+    "distil": "training", "transfer": "training", "fastconv": "fast",
 }  # fmt: skip
 DONE, FAULT, USER_ERROR, NOT_MET, STOPPED = 0, 1, 2, 3, 130
 

@@ -19,7 +19,7 @@ def bench(options: argparse.Namespace) -> int:
 
     threads = read_threads(options.threads)
     place = None if options.output is None else _place(options)
-    with Progress(options.quiet) as progress:
+    with Progress(options.quiet, options.verbose) as progress:
         data = open_scored(options)
         result = measure(
             options.files, options.against, data, threads=threads, repeats=options.repeats, progress=progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from rich.console import Console
 
@@ -34,7 +35,7 @@ def bundle(options: argparse.Namespace) -> int:
     for name, reason in record["left_out"].items():
         print(f"left out: {name}: {reason}")
     print(f"{record['count']} inputs ({record['source']}) and the answers of {record['machine']['processor']}")
-    print(f"copy {options.output}/ to the device and run: python3 bench.py   (Android: sh android.sh)")
+    print(f"copy {Path(options.output)}/ to the device and run: python3 bench.py   (Android: sh android.sh)")
     print(f"then here: smidgen bundle {options.folder} --merge results.json")
     return DONE
 

@@ -40,14 +40,14 @@ def compress(options: argparse.Namespace) -> int:
 
     budget = read_budget(options)
     targets = check_targets(options.target.split(","))
-    methods = _methods(options.methods)
+    methods = methods_named(options.methods)
     settings = read_ranks(options.ranks, options.rank_multiple) | read_bits(options.bits)
     settings |= read_pruning(methods, options)
     if options.recipe is None:
         rounding_for(targets[0], options.rounding, settings)  # told before the work starts
     training = read_recovery(options)
     given = (options.model, options.weights)
-    with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
+    with output_folder(options.output, *given) as folder, Progress(options.quiet, options.verbose) as progress:
         data, test = open_sets(options)
         result = pipeline.compress(
             options.model,
@@ -65,11 +65,13 @@ def compress(options: argparse.Namespace) -> int:
             checkpoint=getattr(options, "checkpoint", None),
             gradual=options.gradual,
             mix=options.mix,
+            reassign=options.reassign,
+            round_activations=options.round_activations,
             guard=False if options.allow_slower else True if options.refuse_slower else None,
             **_work(options),
             progress=progress,
         )
-        save(result, folder)
+        save(result, folder, options)
     return tell(result, folder, options)
 
 
@@ -79,12 +81,12 @@ def apply(options: argparse.Namespace) -> int:
 
     plan = _read_plan(Path(options.plan))
     given = (options.model, options.weights)
-    with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
+    with output_folder(options.output, *given) as folder, Progress(options.quiet, options.verbose) as progress:
         data, test = open_sets(options)
         # What is not asked for is as in the run that made the plan.
         work = {**_work(options), "refit": False if options.no_refit else None}
         result = pipeline.apply(options.model, plan, data, test=test, **work, progress=progress)
-        save(result, folder)
+        save(result, folder, options)
     return tell(result, folder, options)
 
 
@@ -92,8 +94,8 @@ def inspect(options: argparse.Namespace) -> int:
     """``smidgen inspect``."""
     from smidgen.cli.layers import describe_layers, print_layers
 
-    methods = _methods(options.methods)
-    with Progress(options.quiet) as progress:
+    methods = methods_named(options.methods)
+    with Progress(options.quiet, options.verbose) as progress:
         data, _ = open_sets(options)
         settings = common(options)
         record = describe_layers(
@@ -108,7 +110,7 @@ def eval(options: argparse.Namespace) -> int:
     """``smidgen eval``."""
     from smidgen.cli.scoring import print_scores, score_files
 
-    with Progress(options.quiet) as progress:
+    with Progress(options.quiet, options.verbose) as progress:
         data = open_scored(options)
         record = score_files(options.file, options.against, data, options.metric, common(options)["threads"], progress)
     print_json(record) if options.json else print_scores(record)
@@ -122,12 +124,12 @@ def demo(options: argparse.Namespace) -> int:
 
     budget = read_budget(options) or BUDGET
     settings = common(options)
-    with output_folder(options.output) as folder, Progress(options.quiet) as progress:
+    with output_folder(options.output) as folder, Progress(options.quiet, options.verbose) as progress:
         made = make_demo(folder, settings["seed"], settings["threads"], progress)
         result = pipeline.compress(
             made.network, made.data, test=made.test, budget=budget, progress=progress, **settings
         )  # fmt: skip
-        save(result, folder)
+        save(result, folder, options)
     code = tell(result, folder, options)
     if not options.json:
         print(f"the demo's own network and data: {made.network}, {made.data_file}, {made.test_file}")
@@ -151,8 +153,9 @@ def common(options: argparse.Namespace) -> dict[str, Any]:
     return {"seed": options.seed, "threads": options.threads, "device": options.device}
 
 
-def save(result: Result, folder: Path) -> None:
-    """All files or, when stopped, none of them halfway."""
+def save(result: Result, folder: Path, options: argparse.Namespace) -> None:
+    """All files or, when stopped, none of them halfway; the record tells the command that was typed."""
+    result.record["command"] = options.typed
     with undisturbed():
         result.save(folder)
 
@@ -181,7 +184,7 @@ def _written(folder: Path) -> list[Path]:
     return [folder / name for name in WRITTEN if (folder / name).is_file()]
 
 
-def _methods(text: str) -> str | list[str] | dict[str, list[str]]:
+def methods_named(text: str) -> str | list[str] | dict[str, list[str]]:
     """Names that exist; told before the work starts, not after the network is open."""
     from smidgen.methods import choose_methods
     from smidgen.pipeline.channels import split_channels

@@ -27,7 +27,7 @@ def downsample(options: argparse.Namespace) -> int:
         folder = None
         if options.output is not None:
             folder = stack.enter_context(output_folder(options.output, options.model, options.weights))
-        progress = stack.enter_context(Progress(options.quiet))
+        progress = stack.enter_context(Progress(options.quiet, options.verbose))
         data, test = open_sets(options)
         result = search(
             options.model, data, max_drop=options.max_drop, test=test, weights=options.weights, metric=options.metric,

@@ -21,6 +21,7 @@ WRITTEN = (
     "model.safetensors",
     "plan.json",
     "result.json",
+    "report.html",
 )
 
 

@@ -5,27 +5,44 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
-import ipaddress
+import shlex
 from collections.abc import Sequence
 from typing import NoReturn
 
+from smidgen.cli.completion import add_completion
+from smidgen.cli.option_groups import (
+    add_budget,
+    add_common,
+    add_computing,
+    add_data,
+    add_network,
+    add_output,
+    add_work,
+)
+from smidgen.cli.reporting import add_report
+from smidgen.cli.serving_options import add_serving
+from smidgen.cli.sweeping import add_sweep
 from smidgen.cli.training_options import add_recovery, add_training
 from smidgen.errors import UserError
 
 COMMANDS = {
     "compress": "make a trained network smaller within a budget",
+    "sweep": "compress to many sizes at once and show what each costs, as a picture",
     "inspect": "show each layer: shape, bytes, what each method could save, why one is left alone",
     "downsample": "show where it could downsample earlier and what that saves, and write the best of it",
     "prune": "cut whole channels and neurons until so many multiplications are left, and refit the rest",
+    "fastconv": "compute each convolution the way that is fastest here: direct, Winograd, Fourier",
     "distil": "train a smaller network of your own to answer as a trained one does",
     "transfer": "teach a trained network other classes: a new last layer, trained alone and then with all others",
     "apply": "carry out a saved plan.json again",
     "eval": "score any ONNX or TFLite file in its runtime",
+    "report": "write the page of a result again, or of two side by side",
     "serve": "show original and smaller network side by side in a browser, on this machine or a phone",
     "bench": "time files beside their original, on this machine",
     "bundle": "pack a result for a device, with a script that measures it there; merge what came back",
     "unpack": "give back the ONNX file inside a .smidgen archive, to the bit, or as TFLite",
     "demo": "train a small network on handwritten digits and compress it",
+    "completion": "print what makes a shell complete commands and options",
 }
 _EPILOG = """\
 examples:
@@ -58,7 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     >>> parse(["inspect", "model.onnx"]).command
     'inspect'
     """
-    parser, commands = _build()
+    parser, known = _build()
     argv = _joined(argv)
     if not argv:
         raise UserError(f"give a command: {', '.join(COMMANDS)}; see smidgen --help")
@@ -66,7 +83,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"there is no command '{argv[0]}'{nearest(argv[0], COMMANDS)} There are: {', '.join(COMMANDS)}")
     options, unknown = parser.parse_known_args(argv)
     if unknown:
-        _refuse(unknown[0], options.command, commands[options.command])
+        _refuse(unknown[0], options.command, known[options.command])
+    options.typed = shlex.join(["smidgen", *argv])
     return options
 
 
@@ -113,10 +131,15 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         told = f"{text[0].upper()}{text[1:]}."
         commands[name] = inner.add_parser(name, help=text, description=told, allow_abbrev=False)
         _FILL[name](commands[name])
-        if name not in ("unpack", "serve", "bench", "bundle"):
-            _add_computing(commands[name], seed=None if name == "apply" else 0)
-        _add_common(commands[name])
+        if name not in ("unpack", "report", "serve", "bench", "bundle", "completion"):
+            add_computing(commands[name], seed=None if name == "apply" else 0)
+        add_common(commands[name])
     return parser, commands
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    return _build()[1]
 
 
 def _version() -> str:
@@ -127,10 +150,8 @@ def _version() -> str:
 
 
 def _compress(parser: argparse.ArgumentParser) -> None:
-    _add_network(parser)
-    _add_data(parser)
-    _add_budget(parser)
-    _add_work(parser)
+    for add in (add_network, add_data, add_budget, add_work):
+        add(parser)
     parser.add_argument(
         "--methods", "--method", metavar="NAMES", default="auto",
         help="svd,cp,spatial,tucker2 or by layer kind: linear=svd,conv=tucker2 (all by default); or one that removes "
@@ -149,7 +170,8 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--recipe", metavar="NAME",
-        help="a named chain of stages: deep-compression (prune, share, Huffman), or extreme (trained on bits)",
+        help="a named chain of stages: deep-compression (prune, share, Huffman), distil (what the budget asks for, "
+        "trained to answer as the original), or extreme (trained on bits)",
     )  # fmt: skip
     pruning = parser.add_argument_group("pruning of single weights (by --methods obs unless another is named)")
     pruning.add_argument("--sparsity", metavar="SHARE", help="of the weights that goes: 70%% or 0.7")
@@ -174,29 +196,34 @@ def _compress(parser: argparse.ArgumentParser) -> None:
     slower = parser.add_mutually_exclusive_group()
     slower.add_argument("--allow-slower", action="store_true", help="take forms that run slower than their layer too")
     slower.add_argument("--refuse-slower", action="store_true", help="leave them out, also for --size and --ratio")
-    _add_output(parser)
+    add_output(parser)
+
+
+def _sweep(parser: argparse.ArgumentParser) -> None:
+    for add in (add_network, add_data, add_sweep, add_work, add_output):
+        add(parser)
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
-    _add_network(parser)
-    _add_data(parser, test=False)
+    add_network(parser)
+    add_data(parser, test=False)
     parser.add_argument("--methods", "--method", metavar="NAMES", default="auto", help="those to ask (all by default)")
     parser.add_argument("--allow-slower", action="store_true", help="time no layer, and show what would be slower too")
 
 
 def _downsample(parser: argparse.ArgumentParser) -> None:
-    _add_network(parser, shape=False)
-    _add_data(parser)
+    add_network(parser, shape=False)
+    add_data(parser)
     parser.add_argument(
         "--max-drop", metavar="POINTS", default="1%", help="percentage points that may be lost (default: 1%%)"
     )
-    _add_work(parser)
+    add_work(parser)
     parser.add_argument("-o", "--output", metavar="FOLDER", help="where the best network goes (default: nowhere)")
 
 
 def _prune(parser: argparse.ArgumentParser) -> None:
-    _add_network(parser)
-    _add_data(parser)
+    add_network(parser)
+    add_data(parser)
     group = parser.add_argument_group("how much is left (one of these)")
     group.add_argument("--macs", metavar="SHARE", help="of the multiply-accumulates: 50%%")
     group.add_argument("--params", metavar="SHARE", help="of the weights: 50%%")
@@ -211,8 +238,21 @@ def _prune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protect", metavar="LAYER", action="append", default=[], help="a layer whose outputs stay, or 'layer3*'"
     )
-    _add_work(parser)
-    _add_output(parser)
+    add_work(parser)
+    add_output(parser)
+
+
+def _fastconv(parser: argparse.ArgumentParser) -> None:
+    add_network(parser)
+    add_data(parser, test=False)
+    parser.add_argument(
+        "--algorithms", metavar="NAMES", help="beside direct: winograd2,winograd4,fft (all of them by default)"
+    )
+    parser.add_argument("--max-size", metavar="SIZE", help="of the file; transformed kernels are larger: 45MB")
+    parser.add_argument(
+        "--low-rank", metavar="SHARE", help="try kernels in two factors too, which may be off by so much: 1%%"
+    )
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where the fastest file goes (default: nowhere)")
 
 
 def _distil(parser: argparse.ArgumentParser) -> None:
@@ -220,7 +260,7 @@ def _distil(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("student", help="the same; smaller, with the same inputs and outputs")
     parser.add_argument("--weights", metavar="FILE", help=".safetensors or weights-only .pth for the teacher's factory")
     parser.add_argument("--student-weights", metavar="FILE", help="as --weights, for the student's")
-    _add_data(parser)
+    add_data(parser)
     group = parser.add_argument_group("distillation")
     group.add_argument("--temperature", metavar="T", type=float, default=4.0, help="of the softened scores (4)")
     group.add_argument(
@@ -229,12 +269,12 @@ def _distil(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--features", metavar="WEIGHT", type=float, default=0.0, help="of what layers pass on, too (0)")
     group.add_argument("--search", metavar="N", type=int, default=0, help="trials that choose T, share and rate (0)")
     add_training(parser)
-    _add_output(parser)
+    add_output(parser)
 
 
 def _transfer(parser: argparse.ArgumentParser) -> None:
-    _add_network(parser, shape=False)
-    _add_data(parser)
+    add_network(parser, shape=False)
+    add_data(parser)
     parser.add_argument("--classes", metavar="N", type=int, help="of the new network (default: what the labels name)")
     parser.add_argument(
         "--freeze-epochs", metavar="N", type=int, default=3, help="in which the new layer learns alone (3)"
@@ -243,52 +283,35 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         "--body-rate", metavar="SHARE", type=float, default=0.1, help="of the learning rate, for all other layers (0.1)"
     )
     add_training(parser)
-    _add_budget(parser, "compress it in the same call (one of these; the float network goes into transferred/)")
+    add_budget(parser, "compress it in the same call (one of these; the float network goes into transferred/)")
     parser.add_argument("--target", default="onnx", help="file the budget binds, as for compress")
-    _add_output(parser)
+    add_output(parser)
 
 
 def _apply(parser: argparse.ArgumentParser) -> None:
-    _add_network(parser)
+    add_network(parser)
     parser.add_argument("plan", help="plan.json that compress wrote")
-    _add_data(parser)
-    _add_work(parser)
-    _add_output(parser)
+    add_data(parser)
+    add_work(parser)
+    add_output(parser)
 
 
 def _eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="file to score, in the runtime its name says")
     parser.add_argument("--against", metavar="FILE", help="the original, to compare with")
-    _add_data(parser, test=False, split="the test split where the file has one")
+    add_data(parser, test=False, split="the test split where the file has one")
     parser.add_argument("--metric", metavar="FILE.py:FUNCTION", help="your own metric instead of accuracy")
 
 
 def _serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="what compress wrote")
-    parser.add_argument("--against", metavar="FILE.onnx", help="the original, where it is not in the folder")
-    parser.add_argument("--target", metavar="NAME", help="the file shown first (default: what the budget was for)")
-    _add_data(parser, test=False, split="the test split where the file has one")
-    parser.add_argument("--samples", metavar="N", type=int, default=20, help="inputs shown, drawn at random (20)")
-    parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the draw (0)")
-    parser.add_argument(
-        "--host", metavar="ADDRESS", nargs="?", const="0.0.0.0", type=_address,
-        help="serve the local network too, over https; one address of this machine, or all of them without",
-    )  # fmt: skip
-    parser.add_argument("--port", metavar="N", type=int, default=8000, help="0 for any free one (8000)")
-
-
-def _address(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address("127.0.0.1" if text == "localhost" else text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no IP address; name the folder before --host") from None
+    add_serving(parser)
+    add_data(parser, test=False, split="the test split where the file has one")
 
 
 def _bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="+", help="files to time, each in the runtime its name says")
     parser.add_argument("--against", metavar="ORIGINAL", help="the original they are compared with (the first file)")
-    _add_data(parser, test=False, split="the test split where the file has one")
+    add_data(parser, test=False, split="the test split where the file has one")
     parser.add_argument("--threads", metavar="COUNTS", default="1", help="of the runtime: 1, or several: 1,2,4")
     parser.add_argument("--repeats", metavar="N", type=int, default=5, help="measurements of each file (5)")
     parser.add_argument("-o", "--output", metavar="FILE.json", help="where the record goes (default: nowhere)")
@@ -300,7 +323,7 @@ def _bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="ORIGINAL", help="the original, to compare with there")
     parser.add_argument("--samples", metavar="N", type=int, default=16, help="inputs that travel (16)")
     parser.add_argument("--merge", metavar="RESULTS.json", nargs="+", help="take a device's results into FOLDER")
-    _add_data(parser, test=False, split="the test split where the file has one")
+    add_data(parser, test=False, split="the test split where the file has one")
 
 
 def _unpack(parser: argparse.ArgumentParser) -> None:
@@ -312,78 +335,13 @@ def _unpack(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
-    _add_budget(parser)
-    _add_output(parser, "smidgen-demo")
+    add_budget(parser)
+    add_output(parser, "smidgen-demo")
 
 
 _FILL = {
-    "compress": _compress, "inspect": _inspect, "downsample": _downsample, "prune": _prune, "apply": _apply,
-    "distil": _distil, "transfer": _transfer,
-    "eval": _eval, "serve": _serve,
-    "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo,
+    "compress": _compress, "sweep": _sweep, "inspect": _inspect, "downsample": _downsample, "prune": _prune,
+    "fastconv": _fastconv, "apply": _apply, "distil": _distil, "transfer": _transfer,
+    "eval": _eval, "report": add_report, "serve": _serve,
+    "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo, "completion": add_completion,
 }  # fmt: skip
-
-
-def _add_network(parser: argparse.ArgumentParser, *, shape: bool = True) -> None:
-    parser.add_argument("model", help="an .onnx or .pt2 file, or file.py:factory")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors or weights-only .pth for a factory")
-    if shape:
-        parser.add_argument(
-            "--input", metavar="SHAPE", help="shape of one batch, where nothing else tells it: 1,3,224,224"
-        )
-
-
-def _add_data(parser: argparse.ArgumentParser, *, test: bool = True, split: str = "train") -> None:
-    group = parser.add_argument_group("data")
-    group.add_argument("--data", metavar="SRC", help="inputs: .npz, .npy, idx .gz, or a folder of images")
-    group.add_argument("--split", metavar="NAME", help=f"part of a divided .npz: train or test (default: {split})")
-    group.add_argument("--labels", metavar="KEY", help="name of the label array in a .npz, or a file of labels")
-    group.add_argument("--label-offset", metavar="N", type=int, default=0, help="added to every label")
-    if test:
-        group.add_argument("--test", metavar="SRC", help="inputs scored once at the end (default: a fifth of --data)")
-        group.add_argument("--test-split", metavar="NAME", help="part of a divided .npz (default: test)")
-        group.add_argument("--test-labels", metavar="KEY", help="as --labels, for --test (default: the same)")
-    pixels = parser.add_argument_group(
-        "preprocessing", "x = (pixel · scale − mean) / std; else from a TOML file of these names beside the data"
-    )
-    pixels.add_argument("--scale", metavar="NUMBER", help="multiplies pixels 0..255: 1/255")
-    pixels.add_argument("--mean", metavar="NUMBERS", help="one a channel: 0.485,0.456,0.406")
-    pixels.add_argument("--std", metavar="NUMBERS", help="as --mean")
-    pixels.add_argument("--layout", metavar="NAME", help="nchw or nhwc")
-    pixels.add_argument("--channels", metavar="NAME", help="rgb, bgr or gray")
-    pixels.add_argument("--resize", metavar="SIZE", help="shorter side, or HEIGHTxWIDTH")
-    pixels.add_argument("--crop", metavar="SIZE", help="side of the centre crop, or HEIGHTxWIDTH")
-    pixels.add_argument("--crop-first", action="store_true", default=None, help="crop before resizing")
-    pixels.add_argument("--preprocess", metavar="FILE.toml", help="all of these in a file")
-
-
-def _add_budget(parser: argparse.ArgumentParser, told: str = "budget (one of these)") -> None:
-    group = parser.add_argument_group(told)
-    group.add_argument("--size", metavar="SIZE", help="bytes of the written file: 200kB, 64KiB")
-    group.add_argument("--ratio", metavar="TIMES", help="original bytes / written bytes: 6")
-    group.add_argument("--max-drop", metavar="POINTS", help="percentage points of the metric that may be lost: 0.5%%")
-    group.add_argument("--tradeoff", metavar="DIAL", help="from 0 (keep accuracy) to 1 (save bytes)")
-    group.add_argument("--speedup", metavar="TIMES", help="original's time / written file's, measured here: 2")
-    group.add_argument("--latency", metavar="TIME", help="time of one input, measured here: 5ms, 250us")
-
-
-def _add_work(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--metric", metavar="FILE.py:FUNCTION", help="your own metric instead of accuracy")
-    parser.add_argument("--no-refit", action="store_true", help="leave layers as the methods made them")
-
-
-def _add_output(parser: argparse.ArgumentParser, folder: str = "out") -> None:
-    parser.add_argument("-o", "--output", metavar="FOLDER", default=folder, help=f"where files go ({folder}/)")
-
-
-def _add_computing(parser: argparse.ArgumentParser, seed: int | None) -> None:
-    default = "the plan's" if seed is None else seed
-    parser.add_argument("--seed", metavar="N", type=int, default=seed, help=f"of everything drawn ({default})")
-    parser.add_argument("--threads", metavar="N", type=int, help="processor threads")
-    parser.add_argument("--device", metavar="NAME", default="cpu", help="where torch computes: cpu or cuda")
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the record as JSON, nothing else, on stdout")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
-    parser.add_argument("--debug", action="store_true", help="tracebacks and warnings")

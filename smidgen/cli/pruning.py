@@ -25,7 +25,7 @@ def prune(options: argparse.Namespace) -> int:
     if options.device != "cpu":
         raise UserError(f"prune: it computes on the cpu, not on '{options.device}'; leave --device out")
     given = (options.model, options.weights)
-    with output_folder(options.output, *given) as folder, Progress(options.quiet) as progress:
+    with output_folder(options.output, *given) as folder, Progress(options.quiet, options.verbose) as progress:
         data, test = open_sets(options)
         result = run(
             options.model, data, macs=options.macs, params=options.params, criterion=options.criterion,

@@ -67,7 +67,10 @@ def _run(
 
     if options.data is None:
         raise UserError(f"{options.command}: it needs inputs to learn from; give --data")
-    with output_folder(options.output, *given) as folder, Progress(options.quiet or not leads()) as progress:
+    with (
+        output_folder(options.output, *given) as folder,
+        Progress(options.quiet or not leads(), options.verbose) as progress,
+    ):
         data, test = open_sets(options)
         result = work(data, test, progress)
         if not leads():  # of several processes one tells and writes
@@ -78,7 +81,7 @@ def _run(
         smaller = None
         if further is not None:
             smaller = further(place / "model.onnx", data, test, progress)
-            save(smaller, folder)
+            save(smaller, folder, options)
     if smaller is None and options.json:
         print_json(result.record)
     elif not options.json:

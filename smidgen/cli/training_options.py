@@ -24,11 +24,16 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 def add_recovery(parser: argparse.ArgumentParser) -> None:
     """The options that `read_recovery` reads; settings are there only where they are given."""
     group = parser.add_argument_group("training of what was found, to answer as the original does; needs no labels")
-    group.add_argument("--train", action="store_true", help="train on all of --data that is not held out")
+    group.add_argument(
+        "--train", metavar="EPOCHS", nargs="?", const=True, default=False,
+        help="train on all of --data that is not held out (10 passes)",
+    )  # fmt: skip
     group.add_argument("--gradual", action="store_true", help="with --sparsity: remove weights while it trains")
     group.add_argument(
         "--mix", metavar="SHARE", type=float, default=1.0, help="the original's share, labels have the rest (1)"
     )
+    group.add_argument("--reassign", action="store_true", help="shared weights may take other values while it trains")
+    group.add_argument("--round-activations", action="store_true", help="train with activations in eight bits")
     _add_settings(group, 5e-4, given_only=True)
 
 
@@ -80,29 +85,50 @@ def read_recovery(options: argparse.Namespace) -> Training | None:
     Raises:
         UserError: a value that cannot be meant, or settings without ``--train``.
 
-    >>> read_recovery(argparse.Namespace(train=False, gradual=False, mix=1.0, lr=1e-3))
+    >>> read_recovery(argparse.Namespace(train=False, mix=1.0, lr=1e-3))
     Traceback (most recent call last):
     smidgen.errors.UserError: train: --lr is given without --train; add it, or leave this out
     """
-    if getattr(options, "recipe", None) == "extreme":
-        from smidgen.pipeline.extreme import DEFAULTS
-
-        if options.train or options.gradual:
+    if isinstance(options.train, str):
+        options.epochs = _epochs(options.train, getattr(options, "epochs", None))
+    base = _by_itself(getattr(options, "recipe", None))
+    if base is not None:
+        if options.recipe == "extreme" and (options.train or options.gradual):
             raise UserError("train: the recipe extreme trains by itself; leave --train and --gradual out")
-        return read_training(options, DEFAULTS)
+        return read_training(options, base)
     if not options.train:
         names = (*_SETTINGS, "augment", "time_limit", "checkpoint")
-        idle = (
-            [name for name in names if hasattr(options, name)]
-            + ["gradual"] * options.gradual
-            + ["mix"] * (options.mix != 1)
-        )
+        switches = ("gradual", "reassign", "round_activations")
+        idle = [name for name in names if hasattr(options, name)] + ["mix"] * (options.mix != 1)
+        idle += [name for name in switches if getattr(options, name, False)]
         if idle:
             raise UserError(f"train: --{idle[0].replace('_', '-')} is given without --train; add it, or leave this out")
         return None
     from smidgen.pipeline.recover import TRAINING
 
     return read_training(options, TRAINING)
+
+
+def _by_itself(recipe: str | None) -> Training | None:
+    """How a recipe trains where nobody said so; None where it does not."""
+    if recipe is None:
+        return None
+    from smidgen.pipeline.recipes import recipe_of
+
+    return recipe_of(recipe).training
+
+
+def _epochs(text: str, also: int | None) -> int:
+    """The passes in ``--train 20``.
+
+    >>> _epochs("20", None)
+    20
+    """
+    if not re.fullmatch(r"\d{1,6}", text) or int(text) < 1:
+        raise UserError(f"train: '{text}' is no number of epochs; give 1 or more, or write --train last")
+    if also is not None and also != int(text):
+        raise UserError(f"train: --train {text} and --epochs {also} differ; leave one out")
+    return int(text)
 
 
 def read_time(text: str | None) -> float | None:

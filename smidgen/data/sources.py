@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,13 +210,14 @@ def _jpeg_items(file: NpzReader, request: _Request) -> Items:
     # Compared before the cast to int64, in which a huge unsigned number would turn negative and pass.
     if offsets.min() < 0 or offsets.max() > len(jpeg) or (offsets[1:] <= offsets[:-1]).any():
         raise DataError(f"data: offsets of {name!r} do not rise within its {len(jpeg)} bytes; the file is damaged")
-    bounds = offsets.astype(np.int64).tolist()
-
-    def read(index: int) -> bytes:
-        return jpeg[bounds[index] : bounds[index + 1]].tobytes()
-
+    bounds = offsets.astype(np.int64)
     names = [f"{name}[{index}]" for index in range(len(bounds) - 1)]
-    return EncodedItems(names, read, request.preprocess, request.max_pixels)
+    return EncodedItems(names, partial(_slice, jpeg, bounds), request.preprocess, request.max_pixels)
+
+
+def _slice(jpeg: NDArray[np.uint8], bounds: NDArray[np.int64], index: int) -> bytes:
+    """One image's bytes; a function of the module, so that a set can travel to another process."""
+    return jpeg[int(bounds[index]) : int(bounds[index + 1])].tobytes()
 
 
 def _npz_labels(file: NpzReader, usual: str, count: int, request: _Request) -> NDArray[np.int64] | None:
@@ -239,6 +241,24 @@ def _split_indices(stored: NDArray[Any], wanted: str, count: int, name: str) -> 
     return chosen
 
 
+@dataclass(frozen=True)
+class _Files:
+    """Reads images of a folder; an object of the module, so that a set can travel to another process."""
+
+    paths: tuple[Path, ...]
+    names: tuple[str, ...]
+    max_nbytes: int
+
+    def __call__(self, index: int) -> bytes:
+        name, path = self.names[index], self.paths[index]
+        try:
+            if path.stat().st_size > self.max_nbytes:
+                raise DataError(f"data: {name!r} is larger than {self.max_nbytes} bytes; remove it")
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(f"data: {name!r} cannot be read ({error.strerror}); check or remove it") from error
+
+
 def _open_folder(request: _Request) -> Dataset:
     folder = request.path
     _refuse_split(request)
@@ -249,15 +269,7 @@ def _open_folder(request: _Request) -> Dataset:
     except OSError as error:
         raise DataError(f"data: {folder.name!r} cannot be listed ({error.strerror}); check its permissions") from error
     names = [path.relative_to(folder.parent).as_posix() for path in paths]
-
-    def read(index: int) -> bytes:
-        try:
-            if paths[index].stat().st_size > request.max_nbytes:
-                raise DataError(f"data: {names[index]!r} is larger than {request.max_nbytes} bytes; remove it")
-            return paths[index].read_bytes()
-        except OSError as error:
-            raise DataError(f"data: {names[index]!r} cannot be read ({error.strerror}); check or remove it") from error
-
+    read = _Files(tuple(paths), tuple(names), request.max_nbytes)
     items = EncodedItems(names, read, request.preprocess, request.max_pixels)
     # Headers only: a stray file or an odd size is named now, not after an hour of work.
     for index, path in enumerate(paths):

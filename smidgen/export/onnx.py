@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,19 @@ def fill(base: Base, sites: list[Site], stored: Mapping[str, Stored], target: st
     del proto.opset_import[:]
     proto.opset_import.extend(e for e in base.proto.opset_import if e.domain != DOMAIN)
     return with_int4(proto)
+
+
+def results_of(base: Base, stored: Mapping[str, Stored], sites: Sequence[Site]) -> dict[str, list[str]]:
+    """Names of the values that a site's layers give, one after another, by the site's name.
+
+    Args:
+        base, stored, sites: as given to `fill`.
+    """
+    geometries, found = {site.name: site.geometry for site in sites}, {}
+    for marker in (node for node in base.proto.graph.node if node.domain == DOMAIN):
+        count = len(stages(stored[marker.name].form, geometries[marker.name]))
+        found[marker.name] = [*(f"{marker.output[0]}.{i}" for i in range(count - 1)), marker.output[0]]
+    return found
 
 
 def integer_tensors(base: Base, sites: list[Site], stored: Mapping[str, Stored]) -> dict[str, Packed]:

@@ -36,10 +36,10 @@ def chain_file(chain: Sequence[Stage]) -> bytes:
         flat = not stage.geometry.in_size
         shape = stage.shape[::-1] if stage.geometry.kind == "linear" and not flat else stage.shape
         names = [value, f"w{i}", "b"] if last else [value, f"w{i}"]
-        tensors.append(numpy_helper.from_array(np.resize(_NOISE, shape), f"w{i}"))
+        tensors.append(numpy_helper.from_array(noise(*shape), f"w{i}"))
         value = "y" if last else f"v{i}"
         nodes += layer_nodes(stage.geometry, names, value, flat=flat)
-    tensors.append(numpy_helper.from_array(np.resize(_NOISE, chain[-1].geometry.out_channels), "b"))
+    tensors.append(numpy_helper.from_array(noise(chain[-1].geometry.out_channels), "b"))
     ends = [
         helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, input_shape(chain)),
         helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, _shape(chain[-1].geometry, out=True)),
@@ -47,6 +47,15 @@ def chain_file(chain: Sequence[Stage]) -> bytes:
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     return model.SerializeToString()
+
+
+def noise(*shape: int) -> np.ndarray:
+    """Weights to time a layer with, float32, always the same.
+
+    Args:
+        shape: of the weight.
+    """
+    return np.resize(_NOISE, shape)
 
 
 def input_shape(chain: Sequence[Stage]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
@@ -25,12 +26,12 @@ import torch
 from jaxtyping import Float
 
 from smidgen.calibrate.answers import true_losses
-from smidgen.calibrate.ranges import HOWS, How, Range, values_of, watch
+from smidgen.calibrate.ranges import HOWS, Activations, How, Range, values_of, watch
 from smidgen.data import Dataset
 from smidgen.errors import DataError
 from smidgen.export.files import write_bytes
 from smidgen.export.onnx import fill
-from smidgen.export.onnx_layout import Layout, layout, simplified
+from smidgen.export.onnx_layout import layout, simplified
 from smidgen.export.onnx_static import static
 from smidgen.export.onnx_strip import strip
 from smidgen.export.prepare import Prepared
@@ -53,6 +54,7 @@ def write_static(
     inputs: Dataset | None,
     held: Dataset | None,
     threads: int = 1,
+    activations: Activations | None = None,
 ) -> int:
     """Write a network with weights and activations as integers of eight bits.
 
@@ -63,6 +65,7 @@ def write_static(
         inputs: calibration inputs, on which ranges are seen.
         held: selection inputs, on which ways to choose them are compared; the widest ranges when None.
         threads: of the runtime.
+        activations: from `chosen_activations`, where they are known already: the network was trained with them.
 
     Returns:
         The file's size in bytes.
@@ -73,8 +76,35 @@ def write_static(
     if inputs is None:
         raise DataError("onnx-int8: activations have no ranges without inputs; give --data, or take onnx-w8")
     model = simplified(fill(prepared.base, prepared.sites, stored, TARGET))
-    made = _Static(model, list(_batches(inputs)), held, threads).best()
+    chosen = activations or _Static(model, list(_batches(inputs)), held, threads).best()
+    made = static(model, layout(model, chosen.floats), ranges_in(model, chosen))
     return write_bytes(strip(made).SerializeToString(), path)
+
+
+def chosen_activations(
+    prepared: Prepared, stored: Mapping[str, Stored], inputs: Dataset, held: Dataset | None, threads: int = 1
+) -> Activations:
+    """The ranges that a network's file of integers would have.
+
+    Args:
+        prepared, stored, inputs, held, threads: see `write_static`.
+    """
+    model = simplified(fill(prepared.base, prepared.sites, stored, TARGET))
+    return _Static(model, list(_batches(inputs)), held, threads).best()
+
+
+def ranges_in(model: onnx.ModelProto, activations: Activations) -> dict[str, Range]:
+    """The range of each value of a graph that becomes integers, and needs one of its own.
+
+    What is moved from a value that was integers has a range of its own once that is floats: the same one.
+
+    Args:
+        model: simplified, its weights integers.
+        activations: chosen for it.
+    """
+    roots = layout(model).roots
+    ranged = layout(model, activations.floats).ranged
+    return {name: activations.ranges[roots.get(name, name)] for name in ranged}
 
 
 def static_losses(
@@ -115,14 +145,13 @@ class _Static:
         self.seen = watch(model, self.parts.ranged, batches, threads=threads)
         self.reference = [] if held is None else self.answers(model)
 
-    def best(self) -> onnx.ModelProto:
-        ways = {how: self.ranges(how) for how in HOWS}
+    def best(self) -> Activations:
+        ways = {how: Activations(self.ranges(how)) for how in HOWS}
         if self.held is None:
-            return self._made(ways["minmax"], self.parts)
-        made = {how: self._made(ranges, self.parts) for how, ranges in ways.items()}
-        losses = {how: self._loss(each) for how, each in made.items()}
+            return ways["minmax"]
+        losses = {how: self._loss(self._made(each)) for how, each in ways.items()}
         how = min(losses, key=losses.__getitem__)
-        return self._with_floats(made[how], losses[how], ways[how])
+        return self._with_floats(ways[how], losses[how])
 
     def _range(self, name: str, how: How) -> Range:
         """Nothing of an input or an output is clipped: the largest score is the answer."""
@@ -146,19 +175,18 @@ class _Static:
                     found[name] = found[node.output[0]]
         return found
 
-    def _with_floats(self, best: onnx.ModelProto, least: float, ranges: Mapping[str, Range]) -> onnx.ModelProto:
+    def _with_floats(self, best: Activations, least: float) -> Activations:
         """Values that cost most go back to floats, one at a time, while the loss is high and that helps."""
-        floats: tuple[str, ...] = ()
-        while least > HIGH and len(floats) < MOST_FLOATS:
-            found, lowest, one = best, inf, ""
-            for name in self._suspects(best):
-                made = self._made(ranges, layout(self.model, (*floats, name)))
-                loss = self._loss(made)
+        while least > HIGH and len(best.floats) < MOST_FLOATS:
+            found, lowest = best, inf
+            for name in self._suspects(self._made(best)):
+                tried = replace(best, floats=(*best.floats, name))
+                loss = self._loss(self._made(tried))
                 if loss < lowest:
-                    found, lowest, one = made, loss, name
+                    found, lowest = tried, loss
             if lowest > WORTH * least:
                 break
-            best, least, floats = found, lowest, (*floats, one)
+            best, least = found, lowest
         return best
 
     def _suspects(self, made: onnx.ModelProto) -> list[str]:
@@ -175,9 +203,8 @@ class _Static:
             errors.append(float(np.square(after[one] - before[name]).mean()) / size)
         return [names[i] for i in np.argsort(-np.diff(errors))[:MOST_TRIED]]
 
-    def _made(self, ranges: Mapping[str, Range], parts: Layout) -> onnx.ModelProto:
-        # What is moved from a value that was integers has a range of its own once that is floats: the same one.
-        return static(self.model, parts, {name: ranges[self.parts.roots.get(name, name)] for name in parts.ranged})
+    def _made(self, activations: Activations) -> onnx.ModelProto:
+        return static(self.model, layout(self.model, activations.floats), ranges_in(self.model, activations))
 
     def _loss(self, model: onnx.ModelProto) -> float:
         return float(true_losses([self.reference], [self.answers(model)]).mean())

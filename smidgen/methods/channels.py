@@ -13,6 +13,14 @@
 
 The lowest goes first. Criteria in units of a layer's own take the same share of every layer; others compare across
 layers. A channel that several layers make or read has the mean of what they say.
+
+Helps: when the network has to become faster everywhere with no special runtime: what is left is an ordinary, narrower
+network. Wide layers with more channels than their task needs, and networks that will be trained again.
+
+Does not help: bytes at a given loss: ranks and bits alone were better on LeNet and ResNet-20 at each budget that was
+tried; narrow residual networks, whose sums tie the channels of many layers together and leave no slack.
+
+Records: pruning_structured, pruning_joint.
 """
 
 from __future__ import annotations

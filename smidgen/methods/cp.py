@@ -10,6 +10,15 @@ more error, and one that stays so is dropped.
 
 Differs from the papers: no fine-tuning afterwards, alternating instead of non-linear least squares; the correction
 brings down Σ‖Ŵ_r‖² instead of the sensitivity.
+
+Helps: bytes of convolutions: it has the fewest weights of all forms at the same error, and won the bytes of ResNet-20
+over the whole dial.
+
+Does not help: speed at mild ranks, since two of its four layers are depthwise and cost their call (ResNet-20 ran at two
+thirds of its speed); grouped convolutions and dense layers, which it does not take; and patience: alternating sweeps at
+every rank take the most time of all methods.
+
+Records: frontier, data_aware.
 """
 
 from __future__ import annotations

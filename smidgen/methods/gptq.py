@@ -1,10 +1,20 @@
 """Rounding to integers, each column making good what the columns before it lost.
 
+    z_j = round(t_j / (r · s_j)),    t_j = ((W L)_j − Σ_{k>j} ŵ_k L_kj) / L_jj,    L Lᵀ = A + δI
+
 Columns are taken one after another in the factor of A (`smidgen.numerics.cancellation`), at the scales of
 `smidgen.methods._stepped`. Paper: GPTQ, arXiv:2210.17323.
 
 Differs from the paper: the given column order. Descending A_jj, its ``act_order``, is there in
 `smidgen.numerics.cancellation`.
+
+Helps: every target of integers, most where inputs are correlated and bits are few: what a column loses is given to the
+columns that the same inputs drive. It is the default.
+
+Does not help: without data (A is diagonal then, and it is rounding to the nearest), and hardly at eight bits, where
+there is little to make good.
+
+Records: archive, widths.
 """
 
 from __future__ import annotations

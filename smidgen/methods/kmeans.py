@@ -14,6 +14,15 @@ Han et al. 2016, arXiv:1510.00149.
 Differs from the paper: the optimum instead of Lloyd's steps from equal spacing; weighted by the curvature; each weight
 makes good what others lost; no training. Measured: ResNet-20 at 3 bits, nothing refitted, has a KL of 0.47 with the
 optimum for t = W and each weight at its nearest value, 0.066 with feedback in one pass, 0.047 in three, 0.044 in eight.
+
+Helps: weights in few values for a runtime of floats: `onnx-shared` runs everywhere without an option and at the speed
+of floats; three to five bits a weight; weights whose distribution has lumps (those of networks that were quantized
+before).
+
+Does not help: small layers, where the codebook and its unpacking outweigh what is saved; speed; and archives at strong
+compression, where evenly spaced integers are coded in less.
+
+Records: sharing.
 """
 
 from __future__ import annotations

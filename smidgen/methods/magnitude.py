@@ -4,6 +4,14 @@
 
 Of a single weight L1 and L2 give the same order. Compared over the whole network by default (Han et al. 2015,
 arXiv:1506.02626, prune each layer by its own threshold: ``scope="layer"``). No data are needed.
+
+Helps: as a baseline, without data, and in gradual pruning while a network trains, where the survivors learn to make
+good by themselves.
+
+Does not help: without training, beyond a third of a convolutional network: a small weight on a large input counts for
+nothing here, and nothing is made good.
+
+Records: pruning_unstructured, pruning_trained.
 """
 
 from __future__ import annotations

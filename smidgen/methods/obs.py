@@ -9,6 +9,15 @@ SparseGPT, arXiv:2301.00774.
 Differs from the papers: one price for the network, in nats by the rows' curvature g; all survivors of a row make good,
 not those of later columns alone. Measured, nothing refitted: ResNet-20 with half of its weights removed has a KL of
 1.34 by magnitude, 0.86 by ½ g A_jj w², 0.033 so; with 70 % removed 2.4, 2.4 and 0.22.
+
+Helps: whenever single weights are removed without training: the survivors take over what the removed ones did. Half of
+a convolutional network's weights go at a fraction of a point, nine tenths of a wide dense layer's.
+
+Does not help: time, since runtimes compute with the zeros; wide layers seen through few inputs (hundreds of columns
+more than inputs), whose A says little of what others could make good; bytes in a dense file, where a zero is stored as
+any other number.
+
+Records: pruning_unstructured.
 """
 
 from __future__ import annotations

@@ -5,6 +5,15 @@
 R·d·(C_in + C_out) weights for rank R. Without data this is the SVD of the (s, y) × (t, x) matrix, closed form; with
 calibration U and V are found in the full metric (`smidgen.numerics.spatial`; Zhang et al. 2015, arXiv:1505.06798, fit
 the reconstruction of outputs too). Grouped convolutions are split group by group, all groups with the same rank.
+
+Helps: convolutions with a window that have to become faster: both factors are plain convolutions, which runtimes
+compute nearly as fast as their multiplications promise. Of the four decompositions it was the fastest at a mild loss on
+ResNet-20.
+
+Does not help: 1x1 convolutions, dense layers and windows over one axis, which leave nothing to split, and depthwise
+ones, which have next to nothing to save. Where only bytes count, CP and Tucker-2 get below it.
+
+Records: frontier, data_aware.
 """
 
 from __future__ import annotations

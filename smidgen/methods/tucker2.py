@@ -7,6 +7,14 @@ with calibration all three are found in the full metric (`smidgen.numerics.tucke
 pairs (a, b) that leave out the same share of the energy in both unfoldings; a rank names its b. With ``ranks="vbmf"``
 a and b come from the noise of the two unfoldings, as in the paper. Grouped convolutions are split group by group, all
 groups with the same ranks.
+
+Helps: wide convolutions whose channels repeat each other, on both sides: the small kernel in the middle then does most
+of the work. At strong compression it kept more of ResNet-20 than the SVD or spatial SVD did.
+
+Does not help: narrow layers, and speed at mild ranks: the two 1x1 layers around the core cost their calls and run at
+the resolution of input and output, so half the multiplications may be no faster at all.
+
+Records: frontier, data_aware.
 """
 
 from __future__ import annotations

@@ -141,6 +141,18 @@ def _from_factory(spec: str) -> nn.Module:
     return network
 
 
+def import_factory(spec: str) -> None:
+    """Run the code that a factory is in, so that what it built can be read in another process.
+
+    Args:
+        spec: ``file.py:factory`` or ``package.module:factory``.
+
+    Raises:
+        LoadError: when it cannot be imported.
+    """
+    _import(spec.rpartition(":")[0])
+
+
 def _import(place: str) -> Any:
     try:
         if not place.endswith(".py"):

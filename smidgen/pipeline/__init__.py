@@ -18,17 +18,18 @@ import torch
 from torch import nn
 
 from smidgen.budget import Budget
-from smidgen.errors import BudgetError, PlanError
+from smidgen.errors import BudgetError, PlanError, UserError
 from smidgen.measure.scores import Metric
 from smidgen.methods import roundings, sharings
+from smidgen.pipeline.activations import check_rounding
 from smidgen.pipeline.channels import again_without, run_with_channels, split_channels
 from smidgen.pipeline.equalise import with_equalised
 from smidgen.pipeline.ledger import parse_limit, with_ledger
 from smidgen.pipeline.micro import with_sources
-from smidgen.pipeline.options import candidates
+from smidgen.pipeline.options import candidates, rounding_for
 from smidgen.pipeline.recipes import TRAINED, recipe_of, with_training_of
-from smidgen.pipeline.recover import recovery_of, with_training
-from smidgen.pipeline.running import Asked, Methods, guards, run, search
+from smidgen.pipeline.recover import check_reassign, recovery_of
+from smidgen.pipeline.running import Asked, Methods, concluded, guards, run, search
 from smidgen.pipeline.targets import check_given, check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, as_data, open_task
 from smidgen.pipeline.workshop import Workshop
@@ -67,6 +68,8 @@ def compress(
     checkpoint: str | Path | None = None,
     gradual: bool = False,
     mix: float = 1.0,
+    reassign: bool = False,
+    round_activations: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result:
     """Make a trained network smaller within a budget.
@@ -108,10 +111,12 @@ def compress(
         max_ram: bytes, or text such as "64 KiB", that the activations of the target's file may take at once (of
             ``"mcu"`` the whole arena it runs in); where they take more the budget is not met.
         max_flash: the same of the target's file; it is the budget where none is given.
-        recipe: a named chain of stages in the place of methods, target and rounding: ``"deep-compression"`` prunes,
-            shares and Huffman-codes, with the bytes of each stage in the record (`smidgen.pipeline.recipes`);
-            ``"extreme"`` trains every weight as an integer with a price on its bits, for the smallest archives: it
-            needs data, takes a size, ratio or max_drop, and ``train`` says how (`smidgen.pipeline.extreme`).
+        recipe: a named chain of stages, with the bytes of each in the record (`smidgen.pipeline.recipes`).
+            ``"deep-compression"`` prunes, shares and Huffman-codes, in the place of methods, target and rounding; with
+            ``train`` the pruning is gradual and the shared values are trained. ``"distil"`` is ``train`` with its
+            defaults, of whatever plan the other arguments ask for. ``"extreme"`` trains every weight as an integer
+            with a price on its bits, for the smallest archives: it needs data, takes a size, ratio or max_drop, and
+            ``train`` says how (`smidgen.pipeline.extreme`).
         train: train what the search found, to answer as the original does: labels are not needed. It is trained on all
             of ``data`` that is neither for selection nor for test; the best epoch by the selection inputs is kept, or
             none. Where points are promised, a plan that loses more than that untrained is tried first.
@@ -121,6 +126,10 @@ def compress(
             in the place of all at once.
         mix: with ``train``, the share of the original's answers in what is learned; labels, where there are some, have
             the rest.
+        reassign: with ``train``, shared weights may take other values of their layer's while those are trained, once an
+            epoch (`smidgen.recover.centroids`).
+        round_activations: with ``train`` and a target that computes in integers, round activations while it trains as
+            the file will; a file of ``"onnx-int8"`` then has the very ranges (`smidgen.pipeline.activations`).
         progress: called with (stage, done, total).
 
     Returns:
@@ -136,35 +145,49 @@ def compress(
     True
     """
     started = time.perf_counter()
+    flash = parse_limit("max_flash", max_flash)
+    said = {
+        "methods": methods != "auto", "target": target not in ("onnx", ("onnx",)), "rounding": rounding is not None,
+        "guard": guard is not None, "gradual": gradual, "mix": mix != 1, "reassign": reassign,
+        "round_activations": round_activations,
+    }  # fmt: skip
+    chosen = None
     if recipe is not None:
-        said = {
-            "methods": methods != "auto", "target": target not in ("onnx", ("onnx",)), "rounding": rounding is not None,
-            "training": train is not None and recipe not in TRAINED,
-        }  # fmt: skip
-        cook = recipe_of(recipe, [name for name, given in said.items() if given], budget or Budget())
-        trains = recipe in TRAINED
-        task = open_task(model, data, test, weights, example, metric, threads, device, seed, trains=trains)
-        _check_budget(budget or Budget(), task, "archive")
-        told = with_training_of(recipe, settings or {}, train, checkpoint)
-        return cook(task, told, budget or Budget(), refit, progress)
+        chosen = recipe_of(recipe, [name for name, given in said.items() if given], budget, settings or {})
+        target = "archive" if "target" in chosen.says else target
+        train = chosen.training if train is None and not chosen.whole else train
+    _check_trained(train is not None or (chosen is not None and chosen.whole), mix, checkpoint)
     targets = check_targets(target)
-    most, flash = parse_limit("max_ram", max_ram), parse_limit("max_flash", max_flash)
     data = None if data is None else as_data(data)
-    task = open_task(model, data, test, weights, example, metric, threads, device, seed)
-    budget = budget or Budget(size=flash)
+    whole = chosen is not None and chosen.whole
+    task = open_task(model, data, test, weights, example, metric, threads, device, seed, trains=whole)
+    limited = flash if chosen is None or chosen.budgets is None or "size" in chosen.budgets else None
+    budget = budget or Budget(size=limited)
     check_given(targets, task.roles)
     _check_budget(budget, task, targets[0])
-    recovery = None if train is None else recovery_of(task, data, train, checkpoint, gradual, mix)
+    recovery = (
+        None
+        if train is None or whole
+        else recovery_of(task, data, train, checkpoint, gradual, mix, reassign, round_activations)
+    )
     others, cutting = split_channels(methods, settings or {})
     if cutting is not None and recovery is not None:
         raise PlanError("train: channels are weighed without training; cut with smidgen prune first, then train")
-    asked = Asked(budget, targets, others, settings, rounding, refit, guard, recovery, gradual, progress)
+    if round_activations:
+        check_rounding(targets[0], recovery is not None)
+    if reassign:
+        shares = chosen is not None and "rounding" in chosen.says  # by itself
+        check_reassign(rounding_for(targets[0], "kmeans" if shares else rounding, settings or {}), recovery)
+    told = with_training_of(recipe, settings or {}, train, checkpoint)
+    asked = Asked(
+        budget, targets, others, told, rounding, refit, guard, recovery, gradual, progress,
+        parse_limit("max_ram", max_ram), flash,
+    )  # fmt: skip
+    if chosen is not None:
+        return chosen.cook(task, asked)
     with Threads(task.threads):
         done = run(task, asked) if cutting is None else run_with_channels(task, asked, cutting)
-        result = done.work.finish(done.outcome, budget, time.perf_counter() - started)
-        result = replace(result, record={**result.record, **done.beside})
-        result = result if done.training is None else with_training(result, done.training)
-        return with_sources(with_ledger(result, done.work.original, most, flash))
+        return concluded(done, asked, started)
 
 
 def apply(
@@ -231,6 +254,13 @@ def _differences(made: Plan, now: Plan) -> str:
     if now.refit != made.refit:
         told.append(f"the plan was made {'with' if made.refit else 'without'} refit")
     return "; ".join(told)
+
+
+def _check_trained(trains: bool, mix: float, checkpoint: str | Path | None) -> None:
+    """UserError where how to train is told and nothing is trained; `check_gradual` says so of ``gradual``."""
+    for name, given in (("mix", mix != 1), ("checkpoint", checkpoint is not None)):
+        if given and not trains:
+            raise UserError(f"train: {name} is given and nothing is trained; give train=Training(), or leave it out")
 
 
 def _check_budget(budget: Budget, task: Task, target: str) -> None:

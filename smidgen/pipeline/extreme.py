@@ -23,6 +23,7 @@ from smidgen.forms import Quantized, dense, scales
 from smidgen.model.replace import with_forms
 from smidgen.pipeline.extreme_training import Aim, Run, Settings, stored_of, told
 from smidgen.pipeline.ledger import with_ledger
+from smidgen.pipeline.running import Asked
 from smidgen.pipeline.silent import in_order
 from smidgen.pipeline.task import Progress, Task, Threads
 from smidgen.pipeline.workshop import Workshop
@@ -40,25 +41,21 @@ POINTS = 1.0  # that may be lost, where nobody said
 DEFAULTS = Training(epochs=60, batch=128, lr=1e-3, warmup=0.02, clip=None)
 
 
-def extreme(
-    task: Task, settings: Mapping[str, Mapping[str, Any]], budget: Budget, refit: bool, progress: Progress
-) -> Result:
+def extreme(task: Task, asked: Asked) -> Result:
     """Train, cut, write; see the module's docstring.
 
     Args:
         task: from `open_task`, its calibration inputs being all that may be trained on.
-        settings: ``extreme`` of `smidgen.pipeline.extreme_training.Settings`, ``training`` of
-            `smidgen.recover.training.Training`.
-        budget: a size, a ratio, a drop, or none: one point then, unless a price is set.
-        refit: not used; training moves every weight.
-        progress: called with (stage, done, total).
+        asked: its budget is a size, a ratio, a drop, or none: one point then, unless a price is set. Its settings:
+            ``extreme`` of `smidgen.pipeline.extreme_training.Settings`, ``training`` of
+            `smidgen.recover.training.Training`. Nothing is refitted: training moves every weight.
 
     Raises:
         DataError: no inputs.
         PlanError: a setting that there is none of.
     """
-    started = time.perf_counter()
-    own, training = read_settings(settings, task.seed)
+    started, budget, progress = time.perf_counter(), asked.budget, asked.progress
+    own, training = read_settings(asked.settings or {}, task.seed)
     if task.roles is None:
         raise DataError(f"recipe: {NAME} trains, and needs inputs; give --data (labels are used, not needed)")
     with Threads(task.threads):
@@ -80,7 +77,8 @@ def extreme(
         },
     }  # fmt: skip
     # The ledger tells each layer of the network that was given, not of the one without silent channels.
-    whole = with_ledger(replace(result, record=record, sites=task.prepared.sites), first.original)
+    whole = replace(result, record=record, sites=task.prepared.sites)
+    whole = with_ledger(whole, first.original, asked.max_ram, asked.max_flash)
     return replace(whole, sites=result.sites)
 
 

@@ -17,6 +17,7 @@ the smallest of all layers first, in the first part of the training; what is lef
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,10 +31,11 @@ from smidgen.budget import Budget, format_size
 from smidgen.calibrate.answers import is_classifier, outputs_of
 from smidgen.data import Dataset, split_roles
 from smidgen.errors import DataError, PlanError, UserError
-from smidgen.forms import FLOATS, Dense, Masked
+from smidgen.forms import FLOATS, Dense, Form, Masked, dense
 from smidgen.measure.memory import release
-from smidgen.methods import Pruning
+from smidgen.methods import Leaves, Pruning, Sharing
 from smidgen.model.sites import FORWARD
+from smidgen.pipeline.activations import Forward, rounded_forward
 from smidgen.pipeline.options import kept_batches
 from smidgen.pipeline.task import Task
 from smidgen.pipeline.workshop import Workshop
@@ -41,6 +43,7 @@ from smidgen.planning.plan import Plan
 from smidgen.planning.realise import Realised
 from smidgen.planning.search import Outcome, Trial, keeps
 from smidgen.recover.augment import check_images
+from smidgen.recover.centroids import Reassigning
 from smidgen.recover.distance import distance
 from smidgen.recover.distil import Mixture, need_labels
 from smidgen.recover.loop import Fitted, Training, fit
@@ -72,6 +75,8 @@ class Recovery:
         gradual: remove weights little by little.
         mix: the original's share of what is learned from; labels have the rest.
         learned_steps: whether the steps of an archive's integers are trained, which may make it larger.
+        reassign: whether shared weights take other values while those are trained.
+        round_activations: whether activations are rounded as the file of integers will.
     """
 
     training: Training
@@ -80,6 +85,8 @@ class Recovery:
     gradual: bool = False
     mix: float = 1.0
     learned_steps: bool = True
+    reassign: bool = False
+    round_activations: bool = False
 
     def again(self, what: str, seconds: float, rate: float = 1.0) -> Recovery:
         """The same once more, with a checkpoint of its own and the time that is left after so many seconds.
@@ -102,13 +109,15 @@ def recovery_of(
     checkpoint: str | Path | None,
     gradual: bool,
     mix: float = 1.0,
+    reassign: bool = False,
+    round_activations: bool = False,
 ) -> Recovery:
     """What is trained on, checked before any work starts.
 
     Args:
         task: with the data divided.
         data: all that was given; what is neither selection nor test is trained on, calibration inputs among it.
-        training, checkpoint, gradual, mix: see `compress`.
+        training, checkpoint, gradual, mix, reassign, round_activations: see `compress`.
 
     Raises:
         DataError: no inputs, fewer than a batch, changes of what is no image, or no labels where they are needed.
@@ -126,7 +135,10 @@ def recovery_of(
     with torch.no_grad():
         if mix < 1 and not is_classifier(outputs_of(task.prepared.module(task.example.to(task.device)))):
             raise UserError("train: labels are mixed in for classifiers alone; leave the mix out")
-    return Recovery(training, inputs, None if checkpoint is None else Path(checkpoint), gradual, mix)
+    return Recovery(
+        training, inputs, None if checkpoint is None else Path(checkpoint), gradual, mix, reassign=reassign,
+        round_activations=round_activations,
+    )  # fmt: skip
 
 
 def trained(
@@ -180,7 +192,9 @@ def recovered(work: Workshop, outcome: Outcome, budget: Budget, recovery: Recove
     why = _refusal(start, fitted, before, after, work.limit(budget))
     record = {
         "settings": recovery.training.plain(), "inputs": len(recovery.inputs), "gradual": recovery.gradual,
-        "mix": recovery.mix, **fitted.plain(), "before": {**_told(before), "loss": start},
+        "mix": recovery.mix, "reassign": recovery.reassign,
+        "round_activations": recovery.round_activations, **fitted.plain(),
+        "before": {**_told(before), "loss": start},
         "after": {**_told(after), "loss": fitted.best}, "kept": not why, "why": why or None,
     }  # fmt: skip
     if why:
@@ -210,14 +224,23 @@ def with_training(result: Result, told: dict[str, Any]) -> Result:
     if told["kept"]:
         record["mode"] = "training"
     if told["kept"] and told["gradual"]:
-        forms = {name: one.form for name, one in result.stored.items()}
-        shares = {name: form.sparsity for name, form in forms.items() if isinstance(form, Masked)}
-        record["layers"] = [
-            {**layer, "sparsity": shares[layer["name"]], "form": f"pruned {100 * shares[layer['name']]:.1f} %"}
-            if layer["name"] in shares else layer
-            for layer in record["layers"]
-        ]  # fmt: skip
+        shares = {name: _gone(one.form) for name, one in result.stored.items()}
+        record["layers"] = [_with_share(layer, shares[layer["name"]]) for layer in record["layers"]]
+        if "pruning" in record:  # not where the original's file was kept
+            record["pruning"] = {**record["pruning"], "method": "magnitude"}
     return replace(result, record=record)
+
+
+def _gone(form: Form) -> float:
+    """Share of the weights that is zero: of a pruned layer's, or of one that shares its values since."""
+    return form.sparsity if isinstance(form, Masked) else float(np.mean(dense(form) == 0))
+
+
+def _with_share(layer: dict[str, Any], share: float) -> dict[str, Any]:
+    """A layer of the record with what was removed of it while it trained, in the place of what was planned."""
+    if layer["sparsity"] is None:
+        return layer
+    return {**layer, "sparsity": share, "form": re.sub(r"[\d.]+ %", f"{100 * share:.1f} %", layer["form"])}
 
 
 def _told(trial: Trial) -> dict[str, Any]:
@@ -231,10 +254,17 @@ def _trained(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery)
     net = trainable(
         realised.model, sites, realised.stored, target=work.targets[0], fixed=_fixed(task),
         keep_zeros=[choice.site for choice in plan.choices if choice.pruned], learned_steps=learned,
+        reassign=recovery.reassign,
     )  # fmt: skip
-    start, fitted = _fitted(work, net, plan, recovery)
+    epoch = max(1, len(recovery.inputs) // recovery.training.batch)
+    hooks = (Reassigning(net, epoch),) if recovery.reassign else ()
+    forward: Forward = net
+    held = None
+    if recovery.round_activations:
+        forward, held = rounded_forward(task, realised.stored, net)
+    start, fitted = _fitted(work, net, plan, recovery, forward, hooks=hooks)
     stored = read_back(net, sites, realised.stored)
-    return start, fitted, Realised(filled(realised.model, sites, stored), stored, realised.refitted)
+    return start, fitted, Realised(filled(realised.model, sites, stored), stored, realised.refitted, held)
 
 
 def _gradual(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery) -> tuple[float, Fitted, Realised]:
@@ -243,39 +273,42 @@ def _gradual(work: Workshop, plan: Plan, realised: Realised, recovery: Recovery)
     pruned = {c.site for c in plan.choices if c.pruned and isinstance(realised.model.get_submodule(c.site), FORWARD)}
     count = sum(site.weight.size for site in sites if site.name in pruned)
     left = sum(choice.rank or 0 for choice in plan.choices if choice.site in pruned)
-    dense = {site.name: untouched(site) for site in sites}
-    net = trainable(task.prepared.module, sites, dense, fixed=_fixed(task))
+    whole = {site.name: untouched(site) for site in sites}
+    net = trainable(task.prepared.module, sites, whole, fixed=_fixed(task))
     steps = recovery.training.epochs * (len(recovery.inputs) // recovery.training.batch)
     every = max(1, round(PRUNED * steps / PRUNINGS))
     schedule = Schedule(1 - left / count, every=every, times=min(PRUNINGS, max(1, steps // 2)))
-    whole = [name for name, module in net.named_modules() if isinstance(module, FORWARD) and name not in pruned]
-    pruner = Pruner(net, schedule, protect=whole)
+    spared = [name for name, module in net.named_modules() if isinstance(module, FORWARD) and name not in pruned]
+    pruner = Pruner(net, schedule, protect=spared)
     with torch.no_grad():
         start = _held(work, filled(realised.model, sites, realised.stored), recovery.mix)()
     ends = schedule.every * schedule.times
-    _, fitted = _fitted(work, net, plan, recovery, hooks=(pruner,), keep=lambda: pruner.steps > ends)
-    stored = read_back(net, sites, dense)
+    _, fitted = _fitted(work, net, plan, recovery, net, hooks=(pruner,), keep=lambda: pruner.steps > ends)
+    stored = read_back(net, sites, whole)
     masks = {name: Masked(one.form.values) for name, one in stored.items() if isinstance(one.form, Dense)}
     stored |= {name: replace(stored[name], form=masks[name]) for name in pruned}
     return start, fitted, Realised(filled(task.prepared.module, sites, stored), stored)
 
 
-def _fitted(work: Workshop, net: nn.Module, plan: Plan, recovery: Recovery, **more: Any) -> tuple[float, Fitted]:
+def _fitted(
+    work: Workshop, net: nn.Module, plan: Plan, recovery: Recovery, forward: Forward, **more: Any
+) -> tuple[float, Fitted]:
     """The loss before, and how the training went."""
     task, training = work.task, recovery.training
     teacher = task.prepared.module
-    held = _held(work, net, recovery.mix)
+    held = _held(work, forward, recovery.mix)
 
     def loss(x: Tensor, labels: Tensor | None) -> Tensor:
         with torch.no_grad():
             wanted = outputs_of(teacher(x))
-        return distance(wanted, outputs_of(net(x)), labels, 1 - recovery.mix, TEMPERATURE)
+        return distance(wanted, outputs_of(forward(x)), labels, 1 - recovery.mix, TEMPERATURE)
 
     net.eval()
     with torch.no_grad():
         start = held()
     made = hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
-    identity = {"plan": made, "gradual": recovery.gradual, "mix": recovery.mix}
+    identity = {"plan": made, "gradual": recovery.gradual, "mix": recovery.mix,
+                "reassign": recovery.reassign, "round_activations": recovery.round_activations}  # fmt: skip
     fitted = fit(
         net, recovery.inputs, loss, training, held=held, checkpoint=recovery.checkpoint, identity=identity,
         device=task.device, progress=work.progress, groups=_groups(net), **more,
@@ -291,7 +324,7 @@ def _groups(net: nn.Module) -> list[dict[str, Any]]:
     return [{"params": others}, {"params": steps, "lr_scale": STEPS_RATE}]
 
 
-def _held(work: Workshop, net: nn.Module, mix: float) -> Callable[[], float]:
+def _held(work: Workshop, forward: Forward, mix: float) -> Callable[[], float]:
     """The loss on selection inputs."""
     task = work.task
     assert task.roles is not None
@@ -306,7 +339,7 @@ def _held(work: Workshop, net: nn.Module, mix: float) -> Callable[[], float]:
         before = [outputs_of(task.prepared.module(torch.from_numpy(each).to(task.device))) for each in batches]
 
     def score() -> float:
-        after = [outputs_of(net(torch.from_numpy(each).to(task.device))) for each in batches]
+        after = [outputs_of(forward(torch.from_numpy(each).to(task.device))) for each in batches]
         told = zip(batches, before, after, aims, strict=True)
         apart = (len(x) * float(distance(b, a, y, 1 - mix, TEMPERATURE)) for x, b, a, y in told)
         return sum(apart) / int(ends[-1])
@@ -317,6 +350,14 @@ def _held(work: Workshop, net: nn.Module, mix: float) -> Callable[[], float]:
 def _fixed(task: Task) -> list[str]:
     """Sites whose weights the exported graph has no place for."""
     return [site.name for site in task.prepared.sites if site.name not in task.prepared.base.sites]
+
+
+def check_reassign(how: Leaves, recovery: Recovery | None) -> None:
+    """PlanError where nothing is trained, or weights share nothing."""
+    if recovery is None:
+        raise PlanError("reassign: shared weights take other values while the network trains; give --train")
+    if not isinstance(how, Sharing):
+        raise PlanError("reassign: no weights share values; give target onnx-shared, or an archive --rounding kmeans")
 
 
 def check_gradual(chosen: Collection[object], target: str, recovery: Recovery | None) -> None:

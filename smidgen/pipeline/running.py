@@ -6,6 +6,7 @@ file, runs it in its runtime on the selection inputs, and says what it measured.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,8 +18,10 @@ from smidgen.errors import BudgetError, PlanError
 from smidgen.methods import AnyMethod, Pruning, prunings, sharings
 from smidgen.methods._ranks import told_ranks
 from smidgen.pipeline.equalise import better_equalised
+from smidgen.pipeline.ledger import with_ledger
+from smidgen.pipeline.micro import with_sources
 from smidgen.pipeline.options import candidates
-from smidgen.pipeline.recover import Recovery, check_gradual, trained
+from smidgen.pipeline.recover import Recovery, check_gradual, trained, with_training
 from smidgen.pipeline.task import Progress, Task
 from smidgen.pipeline.times import with_times
 from smidgen.pipeline.workshop import Workshop, in_words
@@ -29,6 +32,7 @@ from smidgen.planning.plan import Plan
 from smidgen.planning.search import Outcome, PlanAt, Trial, search_drop, search_size
 from smidgen.planning.search_time import search_time
 from smidgen.planning.sparsity import pruned_plan
+from smidgen.report.result import Result
 from smidgen.report.table import DENSE
 from smidgen.site import Curvature
 
@@ -52,6 +56,8 @@ class Asked:
     recovery: Recovery | None = None
     gradual: bool = False
     progress: Progress = lambda stage, done, total: None
+    max_ram: int | None = None
+    max_flash: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +117,20 @@ def run(task: Task, asked: Asked, curvatures: Mapping[str, Curvature] | None = N
     find = partial(search, work, budget, allowed, chosen)
     outcome, told = trained(work, budget, asked.recovery, find, promised(work, budget, allowed, chosen))
     return Run(task, work, allowed, chosen, outcome, training=told)
+
+
+def concluded(done: Run, asked: Asked, started: float) -> Result:
+    """The files of a finished search, written and measured.
+
+    Args:
+        done: from `run`.
+        asked: what it was to reach.
+        started: by `time.perf_counter`.
+    """
+    result = done.work.finish(done.outcome, asked.budget, time.perf_counter() - started)
+    result = replace(result, record={**result.record, **done.beside})
+    result = result if done.training is None else with_training(result, done.training)
+    return with_sources(with_ledger(result, done.work.original, asked.max_ram, asked.max_flash))
 
 
 def guards(budget: Budget, target: str) -> bool:

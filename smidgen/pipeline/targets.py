@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from smidgen.budget import FILES, parse_target
+from smidgen.calibrate.ranges import Activations
 from smidgen.data import Dataset
 from smidgen.errors import BudgetError, DataError
 from smidgen.export.archive import Packed, pack_archive, unpack_archive
@@ -88,6 +89,7 @@ class Source:
         example: one input.
         threads: of runtimes that a writer asks.
         bound: the target that the budget binds.
+        activations: that it was trained with; see `Realised`.
     """
 
     prepared: Prepared
@@ -99,6 +101,7 @@ class Source:
     example: np.ndarray
     threads: int = 1
     bound: str = "onnx"
+    activations: Activations | None = None
 
 
 def write_target(target: str, source: Source) -> Path:
@@ -162,7 +165,7 @@ def _integers(target: str, source: Source, path: Path) -> None:
         # No integers in it: the same file, also where that is the original which was kept.
         write_bytes(source.onnx.read_bytes(), path)
     elif target in STATIC:
-        write_static(prepared, stored, path, source.inputs, source.held, source.threads)
+        write_static(prepared, stored, path, source.inputs, source.held, source.threads, source.activations)
     else:
         write(prepared.base, prepared.sites, stored, path, target)
 

@@ -120,7 +120,7 @@ class Workshop:
         inputs, held = (None, None) if task.roles is None else (task.roles.calibration, task.roles.selection)
         return Source(
             task.prepared, realised.stored, realised.model, path, inputs, held, one_input(task), task.threads,
-            self.targets[0],
+            self.targets[0], realised.activations,
         )  # fmt: skip
 
     def limit(self, budget: Budget) -> int | None:
@@ -216,6 +216,7 @@ class Workshop:
         return Result(
             model=realised.model, plan=best.plan, met=outcome.met, record=entries, files=written,
             sites=task.prepared.sites, stored=realised.stored, folder=self.folder,
+            test=task.test,
         )  # fmt: skip
 
     def _layer_losses(self, plan: Plan) -> dict[str, float]:

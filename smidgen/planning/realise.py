@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.calibrate.columns import choose_positions, input_rows, output_rows
+from smidgen.calibrate.ranges import Activations
 from smidgen.forms import Geometry, stages
 from smidgen.model.replace import place
 from smidgen.model.replay import Enough, Replay
@@ -53,11 +54,13 @@ class Realised:
         model: the smaller network.
         stored: form and bias of every site that the file holds separately.
         refitted: names of the sites whose values a refit moved, dense ones among them.
+        activations: that it was trained with, which its file of integers has to keep; None for those that suit it.
     """
 
     model: nn.Module
     stored: Mapping[str, Stored]
     refitted: frozenset[str] = frozenset()
+    activations: Activations | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ import torch
 
 from smidgen.errors import Refusal
 from smidgen.forms import ONE_SCALE, SHARED, STATIC, Codebook, Geometry, LowRank, dense, nbytes, shape, widths
-from smidgen.methods import Family, Leaves, prunings, roundings
+from smidgen.methods import Family, Leaves, Sharing, prunings, roundings
 from smidgen.planning.candidates import Label, Options, weights_only
 from smidgen.planning.metric import metric_of
 from smidgen.planning.precision import (
@@ -80,14 +80,38 @@ def in_integers(site: Site, stored: Stored, target: str, curvature: Curvature | 
         target: one of `smidgen.forms.WIDTHS` with integers.
         curvature: of the site, in the place of its weights' own metric.
     """
-    how, g = roundings()["gptq"], site.geometry
+    return _in_leaves(
+        site, stored, roundings()["gptq"], max(widths(site.geometry, target)), curvature, target in STATIC,
+        target in ONE_SCALE,
+    )  # fmt: skip
+
+
+def in_shared_values(site: Site, stored: Stored, how: Sharing, bits: int, curvature: Curvature | None = None) -> Stored:
+    """A site whose weights were moved since it was planned, with its values shared.
+
+    Args:
+        site: the layer.
+        stored: as trained, in floats; what was pruned stays at zero.
+        how: to share.
+        bits: of an index.
+        curvature: of the site, in the place of its weights' own metric.
+    """
+    return _in_leaves(site, stored, how, bits, curvature)
+
+
+def _in_leaves(
+    site: Site, stored: Stored, how: Leaves, bits: int, curvature: Curvature | None, static: bool = False,
+    one_scale: bool = False,
+) -> Stored:  # fmt: skip
+    """Floats as integers or indices, or as they are where that is refused."""
+    g = site.geometry
     if site.refusal is not None or no_rounding(site, how) is not None:
         return stored
     metric = metric_of(site, weights_only(site) if curvature is None else curvature)
-    leaf = Precision(site, metric, how, target in STATIC, target in ONE_SCALE).leaf(None, max(widths(g, target)))
+    leaf = Precision(site, metric, how, static, one_scale).leaf(None, bits)
     values = torch.as_tensor(grouped(dense(stored.form), g.groups), dtype=torch.float64)
     try:
-        return replace(stored, form=round_form(stored.form, values, g, metric, leaf, equal=target in STATIC))
+        return replace(stored, form=round_form(stored.form, values, g, metric, leaf, equal=static))
     except Refusal:
         return stored
 

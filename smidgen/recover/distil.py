@@ -305,6 +305,7 @@ def need_labels(data: Dataset, mix: float | None) -> float:
     """
     if data.labels is None and mix is not None and mix < 1:
         raise DataError(
-            f"distil: mix={mix:g} learns from labels too, and {data.source!r} has none; mix=1 works without them"
+            f"mix: a share of {mix:g} learns from labels too, and {data.source!r} has none; "
+            "leave it out, or give 1: then the original's answers are enough (as in the recipe distil)"
         )
     return mix if mix is not None else 1.0 if data.labels is None else 0.9

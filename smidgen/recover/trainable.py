@@ -39,6 +39,7 @@ def trainable(
     fixed: Collection[str] = (),
     keep_zeros: Collection[str] = (),
     learned_steps: bool = True,
+    reassign: bool = False,
 ) -> nn.Module:
     """A copy of a network in which the stored forms train within their constraints.
 
@@ -53,6 +54,7 @@ def trainable(
         fixed: names of sites that stand still too.
         keep_zeros: names of sites whose integers that are zero stay zero.
         learned_steps: whether the steps of integers are trained.
+        reassign: whether shared weights may take other values (`smidgen.recover.centroids.Reassigning`).
 
     Raises:
         PlanError: a form has factors within factors.
@@ -80,12 +82,15 @@ def trainable(
         if site.name not in stored:
             continue
         entry = stored[site.name]
-        chain = _layers(result, site.name)
+        chain = layers_at(result, site.name)
         trains = site.name not in fixed
         for layer, stage in zip(chain, stages(entry.form, site.geometry), strict=True):
             leaf: Any = stage.weight
             bits = width(leaf, target)
-            hold(layer, leaf, bits=bits, keep_zeros=site.name in keep_zeros, learned_steps=learned_steps)
+            hold(
+                layer, leaf, bits=bits, keep_zeros=site.name in keep_zeros, learned_steps=learned_steps,
+                reassign=reassign,
+            )  # fmt: skip
         if entry.bias_form is not None:
             hold(chain[-1], entry.bias_form, name="bias", learned_steps=False)
         for layer in chain:
@@ -108,7 +113,7 @@ def read_back(module: nn.Module, sites: list[Site], stored: Mapping[str, Stored]
     for site in sites:
         if site.name not in stored:
             continue
-        entry, chain = stored[site.name], _layers(module, site.name)
+        entry, chain = stored[site.name], layers_at(module, site.name)
         given = zip(chain, leaves(entry.form), strict=True)
         form = with_leaves(entry.form, [leaf_of(layer, leaf) for layer, leaf in given])
         bias: Any = None if entry.bias is None else leaf_of(chain[-1], entry.bias_form or Dense(entry.bias), "bias")
@@ -142,6 +147,7 @@ def hold(
     bits: int | None = None,
     keep_zeros: bool = False,
     learned_steps: bool = True,
+    reassign: bool = False,
 ) -> None:
     """Keep a layer's weight within what a leaf can hold, in place.
 
@@ -152,6 +158,7 @@ def hold(
         bits: width of integers, None for any size.
         keep_zeros: integers that are zero stay zero.
         learned_steps: whether the steps of integers are trained.
+        reassign: whether shared weights may take other values.
     """
     weight = getattr(layer, name)
     shape, made = tuple(weight.shape), None
@@ -161,7 +168,7 @@ def hold(
         case Masked():
             made = Kept(torch.from_numpy(leaf.kept).reshape(shape))
         case Codebook():
-            made = Shared(leaf, shape)
+            made = Shared(leaf, shape, moves=reassign)
         case Quantized():
             made = Stepped(leaf, shape, bits, keep_zeros=keep_zeros, learned=learned_steps)
     torch_parametrize.register_parametrization(layer, name, made.to(weight.device))
@@ -199,7 +206,7 @@ def _check(site: Site, form: Form) -> None:
 
 def _fill(model: nn.Module, site: Site, entry: Stored) -> None:
     """The values of a site: into the layers that are there, where they fit."""
-    chain, wanted = _layers(model, site.name), [stage.values for stage in stages(entry.form, site.geometry)]
+    chain, wanted = layers_at(model, site.name), [stage.values for stage in stages(entry.form, site.geometry)]
     biased = getattr(chain[-1], "bias", None) is not None
     if [tuple(layer.weight.shape) for layer in chain] != [v.shape for v in wanted] or biased != (
         entry.bias is not None
@@ -213,8 +220,13 @@ def _fill(model: nn.Module, site: Site, entry: Stored) -> None:
             chain[-1].bias.copy_(torch.from_numpy(entry.bias))
 
 
-def _layers(model: nn.Module, name: str) -> list[Any]:
-    """The plain layers at a site, in the order they run."""
+def layers_at(model: nn.Module, name: str) -> list[Any]:
+    """The plain layers at a site, in the order they run.
+
+    Args:
+        model: from `trainable`, or any with stored forms.
+        name: of the site.
+    """
     found = model.get_submodule(name)
     return list(found) if isinstance(found, nn.Sequential) else [found]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 from smidgen.budget import Budget
 from smidgen.data import Dataset, Roles
 from smidgen.forms import Dense, Form, Masked, describe, macs, nbytes, params
+from smidgen.measure.changed import changed_answers
 from smidgen.measure.cost import file_cost
 from smidgen.measure.files import nbytes as file_nbytes
 from smidgen.measure.latency import Latency
@@ -112,6 +115,8 @@ def _scores(
         loss = judge.loss(outputs[name])
         entries[name] = _entry(judge.judge(outputs[name]))
         entries[name].update(loss_points=loss.points, loss_interval=[loss.low, loss.high], loss_metric=loss.metric)
+        changed = changed_answers(outputs[original], outputs[name], test.labels)
+        entries[name].update({} if changed is None else {"changed": changed})
     return entries
 
 
@@ -168,6 +173,7 @@ def record(
         "why": {"peak_rss_bytes": UNKNOWN} if peak is None else {},
         "threads": threads,
         "versions": versions(),
+        "machine": machine(),
         "budget": {"kind": budget.kind, "value": budget.to_dict().get(budget.kind),
                    "met": outcome.met, "note": outcome.note},
         "data": data_entries(roles, test),
@@ -280,3 +286,18 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed as a package"
     return found
+
+
+def machine() -> dict[str, Any]:
+    """What the times were measured on.
+
+    >>> sorted(machine())
+    ['cores', 'processor', 'system']
+    """
+    listed = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", listed.read_text(errors="replace")) if listed.is_file() else None
+    return {
+        "processor": found[1].strip() if found else platform.processor() or "unknown",
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }

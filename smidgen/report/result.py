@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from smidgen.data import Dataset
 from smidgen.errors import OutputError
 from smidgen.model.replace import save_network
 from smidgen.planning.plan import Plan
@@ -50,6 +51,7 @@ class Result:
         sites, stored: the layers, and the form and bias each one took.
         folder: the temporary folder, removed with the result.
         beside: further files that `save` writes.
+        test: the inputs that files were scored on; the report shows those whose answer changed.
     """
 
     model: nn.Module
@@ -61,13 +63,28 @@ class Result:
     stored: Mapping[str, Stored]
     folder: Scratch
     beside: tuple[Path, ...] = ()
+    test: Dataset | None = None
+
+    def page(self) -> str:
+        """``report.html``: everything the record says, and the inputs whose answer changed."""
+        from smidgen.report.page import changed_of, result_page
+        from smidgen.report.thumbnails import thumbnails
+
+        places = [each["place"] for each in (changed_of(self.record) or {"inputs": []})["inputs"]]
+        return result_page(self.record, {} if self.test is None else thumbnails(self.test, places))
+
+    def _repr_html_(self) -> str:
+        from smidgen.report.page import in_notebook
+
+        return in_notebook(self.page())
 
     def table(self) -> str:
         """Before and after, measured on the written files, as text."""
         return to_text(self.record)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``model.onnx``, ``model.smidgen``, ``model.safetensors``, ``plan.json`` and ``result.json``.
+        """Write ``model.onnx``, ``model.smidgen``, ``model.safetensors``, ``plan.json``, ``result.json`` and
+        ``report.html``.
 
         Each file appears whole or not at all. A network that was given as a module leaves ``original.onnx`` too: what
         it was measured as. One that lost channels leaves no ``model.safetensors``, which the user's class could not
@@ -91,6 +108,7 @@ class Result:
                 save_network(self.model, self.sites, self.stored, draft / "model.safetensors")
             (draft / "plan.json").write_text(self.plan.to_json() + "\n", encoding="utf-8")
             write_record(self.record, draft)
+            (draft / "report.html").write_text(self.page(), encoding="utf-8")
 
         return save_together(folder, write)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from smidgen.report import wording
 from smidgen.report.table import left_alone, loss_name
+
+REASONS = 2  # that a sentence tells
 
 
 def verdict(result: dict[str, Any]) -> str:
@@ -24,12 +27,26 @@ def verdict(result: dict[str, Any]) -> str:
     target = result.get("target")
     file = files[target] if target in files else next(iter(files.values()))
     parts = [_size(original, file), _quality(original, file), _speed(original, file)]
-    alone = sum(left_alone(layer) for layer in result.get("layers") or [])
-    endings = [f"{alone} layer{'s' if alone > 1 else ''} left alone"] if alone else []
+    endings = _alone([layer for layer in result.get("layers") or [] if left_alone(layer)])
     budget = result.get("budget") or {}
     if budget.get("met") is False:
         endings.append("the budget was not met" + (f" ({budget['note']})" if budget.get("note") else ""))
     return "; ".join([", ".join(part for part in parts if part), *endings])
+
+
+def _alone(layers: list[dict[str, Any]]) -> list[str]:
+    """How many layers were left alone, and why most of them.
+
+    >>> _alone([{"reason": "too small"}, {"reason": "too small"}, {"reason": "shared"}])
+    ['3 layers left alone: 2 too small, 1 shared']
+    """
+    if not layers:
+        return []
+    reasons = Counter(str(layer["reason"]) for layer in layers).most_common()
+    told = [f"{count} {reason}" if len(layers) > 1 else reason for reason, count in reasons[:REASONS]]
+    rest = sum(count for _, count in reasons[REASONS:])
+    others = [f"{rest} for other reasons"] if rest else []
+    return [f"{len(layers)} layer{'s' if len(layers) > 1 else ''} left alone: {', '.join(told + others)}"]
 
 
 def _size(original: dict[str, Any], file: dict[str, Any]) -> str:

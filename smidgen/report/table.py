@@ -49,11 +49,7 @@ def render_table(result: dict[str, Any]) -> Table:
     >>> [str(column.header) for column in table.columns], table.row_count
     (['', 'original', 'onnx'], 4)
     """
-    files = _files(result)
-    lines = (
-        _channels(result), _pruning(result), _training(result), _prediction(result), _equalised(result), _notes(files),
-    )  # fmt: skip
-    notes = "\n".join(line for line in lines if line)
+    files, notes = _files(result), notes_of(result)
     # Text, not strings: rich would read "[n, 4, 8]" in a name or a reason as markup.
     table = Table(title=Text(_title(result)), title_justify="left", caption=Text(notes), caption_justify="left")
     table.add_column("", no_wrap=True)
@@ -62,6 +58,21 @@ def render_table(result: dict[str, Any]) -> Table:
     for label, cells in _rows(files):
         table.add_row(Text(label), *(Text(cell) for cell in cells))
     return table
+
+
+def notes_of(result: dict[str, Any]) -> str:
+    """What stands under the table, a line each: what was done to the network, and the reasons for the dashes."""
+    lines = (
+        _channels(result), _pruning(result), _training(result), _prediction(result), _equalised(result),
+        _notes(_files(result)),
+    )  # fmt: skip
+    return "\n".join(line for line in lines if line)
+
+
+def file_rows(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The before/after table as plain text: names of the columns, and rows of a label and cells."""
+    files = _files(result)
+    return list(files), list(_rows(files))
 
 
 def layers_table(result: dict[str, Any]) -> Table:
@@ -92,18 +103,22 @@ def stages_table(result: dict[str, Any]) -> Table:
     >>> stages_table({"recipe": "deep-compression", "stages": [{"name": "original", "nbytes": 4000}]}).row_count
     1
     """
-    table = Table(title=Text(f"Stages of {result.get('recipe')}, no training"), title_justify="left")
+    stages, trained = result["stages"], result.get("recipe_trained")
+    title = f"Stages of {result.get('recipe')}{'' if trained else ', no training'}"
+    table = Table(title=Text(title), title_justify="left")
     for header in ("stage", "file"):
         table.add_column(header)
-    for header in ("bytes", "times smaller", "lost points, selection"):
+    losses = ("loss, selection",) if trained else ()
+    for header in ("bytes", "times smaller", "lost points, selection", *losses):
         table.add_column(header, justify="right")
-    stages = result["stages"]
     for stage in stages:
         cells = [
             stage["name"], stage.get("path") or wording.MISSING, wording.size(stage["nbytes"]),
             wording.times(stages[0]["nbytes"] / stage["nbytes"]),
             wording.MISSING if stage.get("points") is None else wording.signed(stage["points"]),
+            wording.MISSING if stage.get("loss") is None else wording.number(stage["loss"]),
         ]  # fmt: skip
+        cells = cells[: len(table.columns)]
         table.add_row(*(Text(cell) for cell in cells))
     return table
 

@@ -176,7 +176,7 @@ def test_printing_changes_nothing(result: dict[str, Any]) -> None:
 def test_the_verdict_is_one_sentence(result: dict[str, Any]) -> None:
     assert verdict(result) == (
         "3.25 MB → 512 kB (6.4× smaller), accuracy 99.21 % → 99.14 % "
-        "(lost 0.07 points, 95 % interval −0.05 … 0.19), 1.3× faster; 1 layer left alone"
+        "(lost 0.07 points, 95 % interval −0.05 … 0.19), 1.3× faster; 1 layer left alone: too small"
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,14 @@ class Imported:
         inputs: what it takes.
         output_names: names of what it gives, as in the file.
         opset: of the file.
+        values: name of the graph's node that computes a value, by the value's name in the file.
     """
 
     module: fx.GraphModule
     inputs: tuple[InputSpec, ...]
     output_names: tuple[str, ...]
     opset: int
+    values: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,11 @@ class _Walk:
         outputs = tuple(value.name for value in self.graph.output)
         results = tuple(self._output(name) for name in outputs)
         self.builder.graph.output(results[0] if len(results) == 1 else results)
-        return Imported(self._module(), tuple(inputs), outputs, self.opset)
+        module = self._module()
+        there = {node.name for node in module.graph.nodes}
+        values = {name: value.name for name, value in self.values.items() if isinstance(value, Node)}
+        values = {name: node for name, node in values.items() if node in there}
+        return Imported(module, tuple(inputs), outputs, self.opset, values)
 
     def _input(self, value: ValueInfoProto, names: Names) -> InputSpec:
         kind = value.type.tensor_type

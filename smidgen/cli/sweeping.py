@@ -1,0 +1,120 @@
+"""``smidgen sweep``: the whole front in one run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+from typing import Any
+
+from smidgen.cli.folder import output_folder, undisturbed
+from smidgen.cli.inputs import open_sets, read_budget
+from smidgen.cli.progress import Progress
+from smidgen.errors import UserError
+
+DONE, NOT_MET = 0, 3
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d*)?)\s*([a-z]*)", re.ASCII)
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """Options that no other command has, and those of the choice."""
+    chosen = parser.add_argument_group("the chosen point (one of these; by default where the front bends most)")
+    chosen.add_argument("--size", metavar="SIZE", help="the best of at most so many bytes: 200kB, 64KiB")
+    chosen.add_argument("--ratio", metavar="TIMES", help="the best of at most the original's bytes / TIMES: 6")
+    chosen.add_argument("--max-drop", metavar="POINTS", help="the smallest that loses at most so many points: 0.5%%")
+    group = parser.add_argument_group("sweep")
+    group.add_argument("--points", metavar="N", type=int, default=12, help="of the joint curve, others a third (12)")
+    group.add_argument("--methods", "--method", metavar="NAMES", default="auto", help="as for compress")
+    group.add_argument("--target", metavar="NAME", default="onnx", help="kind of file, as for compress")
+    group.add_argument("--rounding", metavar="NAME", help="of integers, as for compress")
+    group.add_argument("--refuse-slower", action="store_true", help="leave out forms that run slower than their layer")
+    group.add_argument(
+        "--mark", metavar="NAME:BYTES:SCORE", action="append", default=[],
+        help="a point to show beside, 'paper:27kB:99.26%%', or a CSV file of name,bytes,accuracy; again for more",
+    )  # fmt: skip
+    group.add_argument("--jobs", metavar="N", type=int, help="processes that points run in (all processors)")
+    group.add_argument("--time-limit", metavar="TIME", help="begin no point after that: 10m, 90s, 2h")
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """``smidgen sweep``."""
+    from smidgen.cli.commands import common, example_of, methods_named, print_json
+    from smidgen.pipeline.sweep import sweep as run
+    from smidgen.pipeline.targets import check_targets
+    from smidgen.report.picture import EXTRA, can_draw
+    from smidgen.report.sweep import read_mark, read_marks
+
+    if options.data is None:
+        raise UserError("sweep: it needs inputs to calibrate and to measure on; give --data")
+    limit = read_duration(options.time_limit)
+    budget = read_budget(_with_choice(options))
+    marks = [
+        mark for text in options.mark for mark in (read_marks(text) if os.path.isfile(text) else [read_mark(text)])
+    ]
+    methods = methods_named(options.methods)
+    (target,) = check_targets([options.target])
+    settings = common(options)
+    given = (options.model, options.weights)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(output_folder(options.output, *given))
+        progress = stack.enter_context(Progress(options.quiet, options.verbose))
+        data, test = open_sets(options)
+        found = run(
+            options.model, data, test=test, folder=folder, points=options.points, budget=budget, marks=marks,
+            jobs=options.jobs if options.jobs is not None else processors(), time_limit=limit,
+            weights=options.weights, example=example_of(options), methods=methods, target=target,
+            rounding=options.rounding, metric=options.metric, refit=not options.no_refit,
+            guard=options.refuse_slower, progress=progress, **settings,
+        )  # fmt: skip
+        found.record["command"] = options.typed
+        with undisturbed():
+            found.save(folder)
+    if not can_draw():
+        print(f"smidgen: no sweep.png and sweep.svg, for want of matplotlib: {EXTRA}", file=sys.stderr)
+    if options.json:
+        print_json(found.record)
+    else:
+        print(found.table())
+        print(found.verdict())
+        print(f"files: {folder / 'report.html'}, {folder / 'sweep.json'}, {folder / 'sweep.csv'}, {folder / 'plans'}/")
+        print(f"to write that point: smidgen apply {options.model} {folder / found.chosen()['plan']} --data … -o …")
+    if found.record["met"]:
+        return DONE
+    asked = found.record["budget"]
+    print(f"smidgen: no point meets {asked['kind']} {asked['value']}; {found.record['chosen']} comes nearest",
+          file=sys.stderr)  # fmt: skip
+    return NOT_MET
+
+
+def processors() -> int:
+    """How many this process may use.
+
+    >>> processors() >= 1
+    True
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_duration(text: str | None) -> float | None:
+    """Seconds in a duration such as "10m".
+
+    Raises:
+        UserError: not a duration.
+
+    >>> read_duration("10m"), read_duration("90s"), read_duration("1.5h"), read_duration(None)
+    (600.0, 90.0, 5400.0, None)
+    """
+    if text is None:
+        return None
+    found = _DURATION.fullmatch(text.strip().lower()) if len(text) < 20 else None
+    if found is None or found[2] not in _UNITS or float(found[1]) <= 0:
+        raise UserError(f"time limit: {text!r:.40} is not a time; give 90s, 10m or 2h")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _with_choice(options: argparse.Namespace) -> Any:
+    """The options with those of a budget that a sweep does not take."""
+    return argparse.Namespace(**{**dict.fromkeys(("tradeoff", "speedup", "latency")), **vars(options)})

@@ -1,0 +1,63 @@
+"""Fast convolutions as nodes: onnxruntime gives what the direct node gives, alone and in a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from smidgen.export.onnx_chain import chain_file
+from smidgen.export.onnx_fastconv import layer_file, write_fast
+from smidgen.export.prepare import prepare
+from smidgen.forms import Dense, Stage, hollow
+from smidgen.model.fastconv import geometry_of, plan_layer
+from smidgen.model.load import load_network
+from smidgen.site import untouched
+
+
+def answer(file: bytes | Path, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(file if isinstance(file, bytes) else str(file))
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+@pytest.mark.parametrize("algorithm", ["winograd2", "winograd4", "fft"])
+@pytest.mark.parametrize(
+    ("kernel", "padding", "size"),
+    [((3, 3), (1, 1), (14, 14)), ((3, 3), (0, 2), (57, 31)), ((3, 1), (1, 0), (9, 30)), ((1, 5), (0, 2), (30, 9))],
+)
+def test_a_layer_alone(
+    algorithm: str, kernel: tuple[int, int], padding: tuple[int, int], size: tuple[int, int]
+) -> None:
+    geometry = geometry_of(nn.Conv2d(6, 5, kernel, padding=padding), size)
+    x = np.random.default_rng(0).normal(size=(1, 6, *size)).astype(np.float32)
+    # Both files hold the same noise.
+    direct = answer(chain_file((Stage(Dense(hollow()), geometry),)), x)
+    found = answer(layer_file(geometry, plan_layer(geometry, algorithm)), x)
+    np.testing.assert_allclose(found, direct, atol=1e-4 * np.abs(direct).max())
+
+
+def test_a_network_with_some_of_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1),
+        nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.Flatten(), nn.Linear(6 * 144, 4),
+    ).eval()  # fmt: skip
+    x = torch.randn(3, 3, 12, 12)
+    prepared = prepare(load_network(model), x)
+    stored = {site.name: untouched(site) for site in prepared.sites}
+    by_name = {site.name: site for site in prepared.sites}
+    plans = {name: plan_layer(by_name[name].geometry, "winograd4") for name in ("0", "3")}
+    path = tmp_path / "fast.onnx"
+    assert write_fast(prepared.base, prepared.sites, stored, plans, path) == path.stat().st_size
+    proto = onnx.load(path)
+    onnx.checker.check_model(proto)
+    assert sum(node.op_type == "Conv" for node in proto.graph.node) == 1
+    # Both layers have the same map, so L and R', of the same shape here, are stored once for both.
+    assert len({t.name for t in proto.graph.initializer}) == len(proto.graph.initializer)
+    assert sum(t.dims == [18, 12] for t in proto.graph.initializer) == 2
+    np.testing.assert_allclose(answer(path, x.numpy()), model(x).detach().numpy(), atol=1e-4)
