@@ -239,8 +239,8 @@ def collapsed(boxes: Float[Tensor, "n 3"], aims: Float[Tensor, "n 3"] | None = N
         boxes: of inputs that are not learned from.
         aims: where they should be; objects that all stand in one place are no collapse.
 
-    >>> collapsed(torch.tensor([[0.1, 0.1, 1.0], [-0.1, 0.3, 0.95]]))
-    'the localizer takes the whole image: the mean side of its boxes is 0.97 of it'
+    >>> collapsed(torch.tensor([[0.1, 0.1, 1.0], [-0.1, 0.3, 0.9]]))
+    'the localizer takes the whole image: the mean side of its boxes is 0.95 of it'
     """
     side, places = float(boxes[:, 2].mean()), boxes[:, :2].std(0)
     if side > WHOLE_IMAGE:
