@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -121,15 +122,12 @@ def _look(image: str, box: str, crop: str, mode: str) -> list[onnx.NodeProto]:
 
 
 def _constants(side: tuple[int, int], sure: tuple[float, float]) -> list[TensorProto]:
-    grid = Look(side).grid.numpy()[None].astype(np.float32)
-    return [
-        numpy_helper.from_array(value, name)
-        for name, value in {
-            "look_grid": grid, "look_unit": np.float32([[1.0]]), "look_zero": np.int64([0]), "look_two": np.int64([2]),
-            "look_three": np.int64([3]), "look_one": np.int64([1]), "sure_glance": np.float32(sure[0]),
-            "sure_crop": np.float32(sure[1]),
-        }.items()
-    ]  # fmt: skip
+    floats = {"look_unit": [[1.0]], "sure_glance": sure[0], "sure_crop": sure[1]}
+    places = {"look_zero": [0], "look_two": [2], "look_three": [3], "look_one": [1]}
+    values = {"look_grid": Look(side).grid.numpy()[None].astype(np.float32)}
+    values |= {name: np.array(value, np.float32) for name, value in floats.items()}
+    values |= {name: np.array(value, np.int64) for name, value in places.items()}
+    return [numpy_helper.from_array(value, name) for name, value in values.items()]
 
 
 def _either(
@@ -142,7 +140,7 @@ def _either(
         "then_branch": ([make("Identity", [scores], [kept])], kept),
         "else_branch": ([*otherwise, make("Identity", [answer], [found])], found),
     }
-    graphs = {
+    graphs: dict[str, Any] = {
         name: helper.make_graph(nodes, f"{stage}_{name}", [], [value(end, TensorProto.FLOAT, None)])
         for name, (nodes, end) in branches.items()
     }

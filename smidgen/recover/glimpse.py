@@ -67,7 +67,11 @@ def activation_boxes(
 def _map(teacher: nn.Module, layer: nn.Module, x: Tensor) -> Tensor | None:
     """relu(Σ_c mean(∂score/∂A_c) A_c) of a layer's outputs A; None where it has no places."""
     heard: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda _, __, given: heard.append(given))
+
+    def hear(_: nn.Module, __: object, given: Tensor) -> None:
+        heard.append(given)
+
+    hook = layer.register_forward_hook(hear)
     try:
         with torch.enable_grad():
             scores = as_logits(teacher(x.requires_grad_(True)))
