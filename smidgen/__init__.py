@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from smidgen.pipeline.distil import distil
     from smidgen.pipeline.downsample import downsample
     from smidgen.pipeline.fastconv import fastconv
+    from smidgen.pipeline.glimpse import glimpse
     from smidgen.pipeline.prune import prune
     from smidgen.pipeline.sweep import sweep
     from smidgen.pipeline.transfer import transfer
@@ -48,6 +49,7 @@ _HOMES = {
     "distil": "pipeline.distil",
     "downsample": "pipeline.downsample",
     "fastconv": "pipeline.fastconv",
+    "glimpse": "pipeline.glimpse",
     "load_network": "model.load",
     "merge": "pipeline.bundle",
     "open_data": "data",
@@ -60,8 +62,8 @@ _HOMES = {
 
 __all__ = [
     "Budget", "Dataset", "Mark", "Preprocess", "Result", "SmidgenError", "Sweep", "Training", "UserError",
-    "apply", "bench", "bundle", "compress", "distil", "downsample", "fastconv", "load_network", "merge", "open_data",
-    "prune", "rebuild_network", "sweep", "transfer", "unpack",
+    "apply", "bench", "bundle", "compress", "distil", "downsample", "fastconv", "glimpse", "load_network", "merge",
+    "open_data", "prune", "rebuild_network", "sweep", "transfer", "unpack",
 ]  # fmt: skip
 
 
