@@ -166,6 +166,6 @@ def test_what_cannot_be_is_told():
         with pytest.raises(UserError, match=f"distil: {next(iter(wrong))}="):
             Mixture(**wrong)
     unlabelled = Dataset.from_array(np.zeros((2, 6), np.float32))
-    with pytest.raises(DataError, match="mix=1 works without"):
+    with pytest.raises(DataError, match="the original's answers are enough"):
         need_labels(unlabelled, 0.5)
     assert need_labels(Dataset.from_array(np.zeros((2, 6), np.float32), np.array([0, 1])), None) == 0.9

@@ -135,7 +135,8 @@ def made(files, options, *, budget=None, roles=None, test=None, met=True, note="
 
 TYPES = {
     "schema_version": int, "name": str, "mode": str, "target": str, "seed": int, "seconds": float,
-    "peak_rss_bytes": int, "why": dict, "threads": int, "versions": dict, "budget": dict, "data": dict,
+    "peak_rss_bytes": int, "why": dict, "threads": int, "versions": dict, "machine": dict, "budget": dict,
+    "data": dict,
     "original": dict, "files": dict, "layers": list, "predicted": dict, "measured": dict, "trials": list,
 }  # fmt: skip
 
