@@ -1,0 +1,164 @@
+"""Decomposed layers, fine-tuned: Tucker-2 with the ranks of VBMF (Kim et al., arXiv:1511.06530) and ranks by price.
+
+The small VGG on CIFAR-10 (`vgg.py`). Asked: what decomposition loses before and after fine-tuning; ranks by price no
+worse than those of VBMF at equal multiply-adds; and at least three times fewer multiply-adds without loss. The forms
+are found by calibration on unlabelled training images, then trained to answer as the original did, with labels mixed
+in; a fifth of the training images says which epoch is kept and the test images are scored once for each file. For ranks
+by price the trade-off dial is turned, without looking at any label, until so many multiply-adds are left.
+
+    python benchmarks/finetuning.py               # forty minutes on one core, the network's training apart
+    python benchmarks/finetuning.py --ways vbmf
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import sets
+import torch
+import vgg
+from claims import RESULTS, Claim, earlier, joined, save, show
+from mobile_peers import write_network
+
+import smidgen
+from smidgen.data import Dataset, open_data
+
+NAME, TITLE = "finetuning", "Decomposition and fine-tuning: the small VGG, before and after"
+HOME = RESULTS / NAME
+LABELS = 0.5  # of what is learned from; the rest are the original's answers
+TRAINING = {"epochs": 10, "batch": 128, "lr": 1e-3, "augment": ("shift4", "flip"), "precision": "mixed"}
+FEWER = 3.0  # times
+TURNS = 7  # of the dial
+# Methods and their settings; None: the dial is turned until as few multiply-adds are left as that way has.
+WAYS: dict[str, tuple[tuple[str, ...], dict[str, Any], str | float | None]] = {
+    "vbmf": (("tucker2",), {"tucker2": {"ranks": "vbmf"}}, None),
+    "price": (("tucker2",), {}, "vbmf"),
+    "price, all methods": (("svd", "spatial", "tucker2"), {}, "vbmf"),
+    "price, all methods, a third": (("svd", "spatial", "tucker2"), {}, 1 / FEWER),
+}
+
+
+def photos(split: str) -> Dataset:
+    return sets.ready(open_data(sets.data_folder() / vgg.IMAGES, split=split, preprocess=sets.CIFAR))
+
+
+def network_file(threads: int) -> Path:
+    """The VGG as an ONNX file."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    file = HOME / "vgg.onnx"
+    if not file.is_file():
+        write_network(vgg.network(0, threads=threads), file, (3, vgg.SIDE, vgg.SIDE))
+    return file
+
+
+def macs_of(result: smidgen.Result) -> int:
+    return sum(layer["macs_after"] for layer in result.record["layers"])
+
+
+def found(file: Path, way: str, position: float | None, data: Dataset, threads: int, **given: Any) -> smidgen.Result:
+    """The network decomposed: at a position of the dial, or with the ranks that the method says."""
+    methods, settings, _ = WAYS[way]
+    budget = None if position is None else smidgen.Budget(tradeoff=position)
+    return smidgen.compress(
+        str(file), data, budget=budget, methods=methods, settings=settings, threads=threads, guard=False, **given
+    )
+
+
+def position_of(file: Path, way: str, most: float, given: Dataset, threads: int) -> float:
+    """The lowest position of the dial, to a hundredth, at which at most so many multiply-adds are left."""
+    low, high = 0.0, 1.0
+    for _ in range(TURNS):
+        middle = (low + high) / 2
+        left = macs_of(found(file, way, middle, given, threads))
+        print(f"{way}: dial at {middle:.3f}: {left:,} multiply-adds, wanted {most:,.0f}", flush=True)
+        low, high = (low, middle) if left <= most else (middle, high)
+    return high
+
+
+def run(way: str, threads: int, seed: int, before: Mapping[str, Any]) -> dict[str, Any]:
+    """One way: its files before and after training."""
+    started, file, test = time.perf_counter(), network_file(threads), photos("test")
+    given = sets.calibration_and_test("vgg", seed)[0]
+    whole, wanted = before.get("original_macs"), WAYS[way][2]
+    position = None
+    if wanted is not None:
+        if whole is None:
+            raise SystemExit("run the way 'vbmf' first: the others have as many multiply-adds as it leaves")
+        most = wanted * whole if isinstance(wanted, float) else before["runs"][wanted]["macs"]
+        position = position_of(file, way, most, given, threads)
+    plain = found(file, way, position, given, threads, test=test, seed=seed)
+    tuned = found(
+        file, way, position, photos("train"), threads, test=test, seed=seed, train=smidgen.Training(**TRAINING),
+        mix=1 - LABELS, checkpoint=HOME / f"{way}.{seed}.checkpoint", progress=told(way),
+    )  # fmt: skip
+    layers = plain.record["layers"]
+    return {
+        "way": way, "position": position, "macs": macs_of(plain), "tuned_macs": macs_of(tuned),
+        "original_macs": sum(layer["macs_before"] for layer in layers),
+        "ranks": {layer["name"]: [layer["form"], layer["rank"]] for layer in layers},
+        "original": plain.record["original"]["accuracy"], "training": tuned.record["training"]["why"],
+        "seconds": time.perf_counter() - started,
+        **{key: _scores(result.record["files"]["onnx"]) for key, result in (("before", plain), ("after", tuned))},
+    }  # fmt: skip
+
+
+def told(way: str):  # a line for each sentence of a stage
+    spoken: list[str] = []
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage not in spoken:
+            spoken.append(stage)
+            print(f"{way}: {stage} {done}/{total}", flush=True)
+
+    return tell
+
+
+def _scores(file: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: file[key] for key in ("nbytes", "accuracy", "loss_points", "loss_interval", "latency_ms", "speedup")}
+
+
+def claims_of(runs: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
+    """Each way, and the price beside VBMF."""
+    claims = []
+    for way, row in runs.items():
+        low, high = row["after"]["loss_interval"]
+        fewer = row["original_macs"] / row["tuned_macs"]
+        text = (
+            f"{fewer:.2f}× fewer multiply-adds; {100 * row['original']:.2f} %, lost {row['before']['loss_points']:.2f} "
+            f"before and {row['after']['loss_points']:.2f} after fine-tuning (95 %: {low:.2f} to {high:.2f}); "
+            f"{row['after']['speedup']:.2f}× as fast"
+        )
+        third = isinstance(WAYS[way][2], float)
+        passed = fewer >= FEWER and row["after"]["loss_points"] <= 0 if third else None
+        asked = f"aim ≥ {FEWER:g}× fewer multiply-adds, no loss" if third else "before and after"
+        claims.append(Claim(f"vgg, ranks by {way}", asked, text, passed))
+    if {"vbmf", "price"} <= runs.keys():
+        ours, theirs = (runs[way]["after"]["loss_points"] for way in ("price", "vbmf"))
+        text = f"lost {ours:.2f} beside {theirs:.2f}"
+        claims.append(Claim("vgg, Tucker-2: ranks by price beside VBMF's, fine-tuned, at equal multiply-adds",
+                            "no worse", text, ours <= theirs))  # fmt: skip
+    return claims
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for way in args.ways:
+        before = earlier(NAME)
+        row = run(way, args.threads, args.seed, before)
+        runs = {**before.get("runs", {}), way: row}
+        save(NAME, TITLE, joined(before, claims_of(runs)), threads=args.threads, seed=args.seed,
+             original_macs=row["original_macs"], runs=runs)  # fmt: skip
+    show(TITLE, joined(earlier(NAME), []))
+
+
+if __name__ == "__main__":
+    main()
