@@ -1,6 +1,7 @@
 """From a realised network to its static int8 ONNX file: ranges are seen, tried and chosen by what the file loses.
 
     fill → simplified → layout → watch → write, run and measure each way to choose ranges → values back to floats
+         → weights that would saturate on some processors as uint8
 
 Measured on selection inputs, in the runtime, against the same network with activations in floats.
 
@@ -34,6 +35,7 @@ from smidgen.export.onnx import fill
 from smidgen.export.onnx_layout import layout, simplified
 from smidgen.export.onnx_static import static
 from smidgen.export.onnx_strip import strip
+from smidgen.export.onnx_unsigned import SAMPLES, saturating, unsigned, weights_in
 from smidgen.export.prepare import Prepared
 from smidgen.runtimes.onnxruntime import open_onnx
 from smidgen.runtimes.opening import run_dataset
@@ -78,6 +80,8 @@ def write_static(
     model = simplified(fill(prepared.base, prepared.sites, stored, TARGET))
     chosen = activations or _Static(model, list(_batches(inputs)), held, threads).best()
     made = static(model, layout(model, chosen.floats), ranges_in(model, chosen))
+    few = next(iter(inputs.array(0, min(len(inputs), SAMPLES)).batches(SAMPLES)))
+    made = unsigned(made, saturating(made, few, threads))
     return write_bytes(strip(made).SerializeToString(), path)
 
 
@@ -213,6 +217,7 @@ class _Static:
         assert self.held is not None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            path.write_bytes(model.SerializeToString())
+            # What is compared must not depend on the processor: none saturates with weights in uint8.
+            path.write_bytes(unsigned(model, weights_in(model)).SerializeToString())
             with open_onnx(path, self.threads) as runner:
                 return [torch.from_numpy(np.asarray(a)) for a in run_dataset(runner, self.held.batches())]

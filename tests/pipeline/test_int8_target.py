@@ -61,6 +61,7 @@ def test_the_budget_binds_the_file_that_computes_in_integers(small, tmp_path):
     assert files["onnx-int8"]["path"] == "model.int8.onnx"
     assert files["onnx-int8"]["agreement"] > 0.8
     assert files["onnx-int8"]["macs"] == files["onnx"]["macs"]
+    assert files["onnx-int8"]["saturation"] < 0.05  # of any processor
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "fused.onnx")
     onnxruntime.InferenceSession(str(small.files["onnx-int8"]), options, providers=["CPUExecutionProvider"])
