@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,22 @@ def save(name: str, title: str, claims: Sequence[Claim], **measured: Any) -> Pat
     path = RECORDS / f"{name}.json"
     path.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def told(what: str) -> Callable[[str, int, int], None]:
+    """Progress of a long run as one line for each stage, when it begins.
+
+    Args:
+        what: that is under way.
+    """
+    spoken: set[str] = set()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage not in spoken:
+            spoken.add(stage)
+            print(f"{what}: {stage} {done}/{total}", flush=True)
+
+    return tell
 
 
 def machine() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from claims import RESULTS, Claim, earlier, joined, save, show
+from claims import RESULTS, Claim, earlier, joined, save, show, told
 from sets import CATS, data_folder, model, ready
 from torch import Tensor, nn
 
@@ -73,7 +73,7 @@ def run(train: Dataset, test: Dataset, way: str, share: float, seed: int, thread
     result = smidgen.distil(
         str(model(TEACHER)), f"{Path(__file__)}:student", part(train, share), training=training, mix=WAYS[way],
         temperature=TEMPERATURE, test=test, seed=seed, threads=threads,
-        checkpoint=place / f"{way}-{share:g}-{seed}.checkpoint", progress=_told(way, share),
+        checkpoint=place / f"{way}-{share:g}-{seed}.checkpoint", progress=told(f"{way}, {100 * share:g} %"),
     )  # fmt: skip
     fitted, files = result.record["fitted"], result.record["files"]
     return {
@@ -81,17 +81,6 @@ def run(train: Dataset, test: Dataset, way: str, share: float, seed: int, thread
         "held": [epoch["held"] for epoch in fitted["history"]],
         "teacher": files["teacher"], "student": files["student"],
     }  # fmt: skip
-
-
-def _told(way: str, share: float):  # a line for each sentence of the training
-    spoken: list[str] = []
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if stage not in spoken:
-            spoken.append(stage)
-            print(f"{way}, {100 * share:g} %: {stage} {done}/{total}", flush=True)
-
-    return tell
 
 
 def epochs_to(held: list[float], aim: float) -> int | None:

@@ -21,7 +21,7 @@ from typing import Any
 import sets
 import torch
 import vgg
-from claims import RESULTS, Claim, earlier, joined, save, show
+from claims import RESULTS, Claim, earlier, joined, save, show, told
 from mobile_peers import write_network
 
 import smidgen
@@ -104,17 +104,6 @@ def run(way: str, threads: int, seed: int, before: Mapping[str, Any]) -> dict[st
         "seconds": time.perf_counter() - started,
         **{key: _scores(result.record["files"]["onnx"]) for key, result in (("before", plain), ("after", tuned))},
     }  # fmt: skip
-
-
-def told(way: str):  # a line for each sentence of a stage
-    spoken: list[str] = []
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if stage not in spoken:
-            spoken.append(stage)
-            print(f"{way}: {stage} {done}/{total}", flush=True)
-
-    return tell
 
 
 def _scores(file: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import sets
 import torch
-from claims import RESULTS, Claim, earlier, joined, save, show
+from claims import RESULTS, Claim, earlier, joined, save, show, told
 
 import smidgen
 from smidgen.data import Dataset, Preprocess, open_data
@@ -37,17 +37,6 @@ HOME = RESULTS.parent / "transfer"
 
 def photos(split: str) -> Dataset:
     return sets.ready(open_data(sets.data_folder() / "cats_dogs_128.npz", split=split, preprocess=PHOTOS))
-
-
-def told(way: str):  # a line for each sentence of a stage
-    spoken: list[str] = []
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if stage not in spoken:
-            spoken.append(stage)
-            print(f"{way}: {stage} {done}/{total}", flush=True)
-
-    return tell
 
 
 def two_classes(train: Dataset, test: Dataset, threads: int, seed: int) -> tuple[Path, dict[str, Any]]:

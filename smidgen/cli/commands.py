@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from smidgen.cli.folder import WRITTEN, output_folder, undisturbed
 from smidgen.cli.inputs import (
@@ -173,6 +173,42 @@ def tell(result: Result, folder: Path, options: argparse.Namespace) -> int:
     note = result.record["budget"]["note"]
     print(f"smidgen: the budget was not met: {note}; the best found is in {folder}/", file=sys.stderr)
     return NOT_MET
+
+
+@runtime_checkable
+class Edited(Protocol):
+    """What a command that edits a network found."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``result.json`` holds."""
+        ...
+
+    def table(self) -> str:
+        """What was measured."""
+        ...
+
+    def verdict(self) -> str:
+        """What came out, in a sentence."""
+        ...
+
+
+def tell_edited(result: Edited, folder: Path | None, *, as_json: bool) -> int:
+    """Print what came out of a command without a budget.
+
+    Args:
+        result: of the command.
+        folder: where it was saved, if it was.
+        as_json: the record instead.
+    """
+    if as_json:
+        print_json(result.record)
+        return DONE
+    print(result.table())
+    print(result.verdict())
+    if folder is not None:
+        print(f"files: {folder / 'model.onnx'}, {folder / 'result.json'}")
+    return DONE
 
 
 def print_json(record: dict[str, Any]) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 
-from smidgen.cli.commands import common, print_json
+from smidgen.cli.commands import common, tell_edited
 from smidgen.cli.folder import output_folder, undisturbed
 from smidgen.cli.inputs import open_sets
 from smidgen.cli.progress import Progress
 from smidgen.errors import UserError
-
-DONE = 0
 
 
 def downsample(options: argparse.Namespace) -> int:
@@ -36,11 +34,4 @@ def downsample(options: argparse.Namespace) -> int:
         if folder is not None:
             with undisturbed():
                 result.save(folder)
-    if options.json:
-        print_json(result.record)
-        return DONE
-    print(result.table())
-    print(result.verdict())
-    if folder is not None:
-        print(f"files: {folder / 'model.onnx'}, {folder / 'result.json'}")
-    return DONE
+    return tell_edited(result, folder, as_json=options.json)

@@ -6,13 +6,11 @@ import argparse
 import contextlib
 
 from smidgen.budget import parse_size
-from smidgen.cli.commands import common, example_of, print_json
+from smidgen.cli.commands import common, example_of, tell_edited
 from smidgen.cli.folder import output_folder, undisturbed
 from smidgen.cli.inputs import open_sets
 from smidgen.cli.progress import Progress
 from smidgen.errors import UserError
-
-DONE = 0
 
 
 def fastconv(options: argparse.Namespace) -> int:
@@ -33,7 +31,7 @@ def fastconv(options: argparse.Namespace) -> int:
         folder = None
         if options.output is not None:
             folder = stack.enter_context(output_folder(options.output, options.model, options.weights))
-        progress = stack.enter_context(Progress(options.quiet))
+        progress = stack.enter_context(Progress(options.quiet, options.verbose))
         data, _ = open_sets(options)
         result = run(
             options.model, data, algorithms=algorithms, max_size=most, low_rank=_share(options.low_rank),
@@ -43,14 +41,7 @@ def fastconv(options: argparse.Namespace) -> int:
         if folder is not None:
             with undisturbed():
                 result.save(folder)
-    if options.json:
-        print_json(result.record)
-        return DONE
-    print(result.table())
-    print(result.verdict())
-    if folder is not None:
-        print(f"files: {folder / 'model.onnx'}, {folder / 'result.json'}")
-    return DONE
+    return tell_edited(result, folder, as_json=options.json)
 
 
 def _share(text: str | None) -> float | None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from smidgen.cli.commands import common, example_of, print_json
+from smidgen.cli.commands import common, example_of, tell_edited
 from smidgen.cli.folder import output_folder, undisturbed
 from smidgen.cli.inputs import open_sets
 from smidgen.cli.progress import Progress
 from smidgen.errors import UserError
-
-DONE = 0
 
 
 def prune(options: argparse.Namespace) -> int:
@@ -35,10 +33,4 @@ def prune(options: argparse.Namespace) -> int:
         )  # fmt: skip
         with undisturbed():
             result.save(folder)
-    if options.json:
-        print_json(result.record)
-        return DONE
-    print(result.table())
-    print(result.verdict())
-    print(f"files: {folder / 'model.onnx'}, {folder / 'result.json'}")
-    return DONE
+    return tell_edited(result, folder, as_json=options.json)

@@ -118,10 +118,10 @@ def _bounds(original: fx.GraphModule, node: Node) -> tuple[float, float] | None:
     if node.target is not torch.clamp:
         return None
     low, high = (*node.args[1:], None, None)[:2]
-    numbers = [limit for limit in (low, high) if limit is not None]
-    if not all(isinstance(limit, (int, float)) for limit in numbers) or node.kwargs:
+    low, high = (-inf if low is None else low), (inf if high is None else high)
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or node.kwargs:
         return None
-    return (-inf if low is None else float(low)), (inf if high is None else float(high))  # type: ignore[arg-type]
+    return float(low), float(high)
 
 
 def _module(model: fx.GraphModule, node: Node) -> nn.Module | None:

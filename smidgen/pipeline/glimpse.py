@@ -263,15 +263,13 @@ class _Work:
         if self.net.full is not None:
             write_part(self.network, self.net.full, self.ground, place / "full.onnx")
             self.stages = replace(self.stages, full=place / "full.onnx")
-        counts: Sequence[int | None] = [onnx_cost(each)[1] for each in (*self.stages_named(), full)]
+        counts: Sequence[int | None] = [
+            onnx_cost(each)[1] for each in (self.stages.localizer, self.stages.classifier, full)
+        ]
         if None in counts:
             raise UserError("glimpse: the network's multiplications cannot be counted; export it with fixed sizes")
         look = 4 * self.side[0] * self.side[1] * example.shape[1]  # four products a pixel, bilinear
         return float(counts[0] or 0), float((counts[1] or 0) + look), float(counts[2] or 0)
-
-    def stages_named(self) -> tuple[Path, Path]:
-        """Files of the two small stages."""
-        return self.stages.localizer, self.stages.classifier
 
     def write(self) -> Path:
         """One graph, held against the module."""

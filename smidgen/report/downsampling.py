@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 
 from smidgen.report import wording
 from smidgen.report.measured import Measured, as_text
-from smidgen.report.result import Scratch, save_together, write_record
+from smidgen.report.result import Scratch, save_edited
 
 WIDTH = 150
 
@@ -97,12 +96,7 @@ class Downsampling:
         Raises:
             OutputError: when it cannot be written.
         """
-
-        def write(draft: Path) -> None:
-            shutil.copyfile(self.file, draft / "model.onnx")
-            write_record(self.record, draft)
-
-        return save_together(folder, write)
+        return save_edited(folder, self.file, self.record)
 
 
 def plain(rows: tuple[Row, ...]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 from smidgen.measure.fastconv import Way
 from smidgen.report import wording
 from smidgen.report.measured import WIDTH, as_text
-from smidgen.report.result import Scratch, save_together, write_record
+from smidgen.report.result import Scratch, save_edited
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,7 @@ class FastConvs:
         Raises:
             OutputError: when it cannot be written.
         """
-
-        def write(draft: Path) -> None:
-            shutil.copyfile(self.file, draft / "model.onnx")
-            write_record(self.record, draft)
-
-        return save_together(folder, write)
+        return save_edited(folder, self.file, self.record)
 
 
 def to_text(rows: Sequence[LayerRow]) -> str:

@@ -36,17 +36,33 @@ def read_record(folder: str | Path) -> dict[str, Any]:
             "give one that compress or sweep wrote"
         )  # fmt: skip
         raise LoadError(f"report: '{folder}' holds neither {RESULT} nor {SWEEP}; {mend}")
+    record = parsed(path, "report")
+    needed = ("original", "points", "chosen") if path.name == SWEEP else ("original", "files")
+    if not all(name in record for name in needed):
+        raise LoadError(f"report: '{path}' is damaged or half-written; run the command that wrote it again")
+    return record
+
+
+def parsed(path: Path, who: str) -> dict[str, Any]:
+    """A record's file as plain values, however little it may be one.
+
+    Args:
+        path: the file.
+        who: asks, for messages.
+
+    Raises:
+        LoadError: it cannot be read, is too large, or holds no record.
+    """
     try:
         if path.stat().st_size > LARGEST_RECORD:
-            raise LoadError(f"report: '{path}' is too large to be a record; compress again")
+            raise LoadError(f"{who}: '{path}' is too large to be a record; compress again")
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise LoadError(f"report: '{path}' cannot be read: {error.strerror}") from error
+        raise LoadError(f"{who}: '{path}' cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError):
         record = None
-    needed = ("original", "points", "chosen") if path.name == SWEEP else ("original", "files")
-    if not isinstance(record, dict) or not all(name in record for name in needed):
-        raise LoadError(f"report: '{path}' is damaged or half-written; run the command that wrote it again")
+    if not isinstance(record, dict):
+        raise LoadError(f"{who}: '{path}' is damaged or half-written; run the command that wrote it again")
     return record
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 
 from smidgen.report import wording
 from smidgen.report.measured import WIDTH, Measured, as_text, totals
-from smidgen.report.result import ORIGINAL, Scratch, save_together, write_record
+from smidgen.report.result import ORIGINAL, Scratch, save_edited
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,7 @@ class Pruning:
         Raises:
             OutputError: when it cannot be written.
         """
-        own = self.folder.path / ORIGINAL
-
-        def write(draft: Path) -> None:
-            for path in (self.file, *([own] if own.is_file() else [])):
-                shutil.copyfile(path, draft / path.name)
-            write_record(self.record, draft)
-
-        return save_together(folder, write)
+        return save_edited(folder, self.file, self.record, self.folder.path / ORIGINAL)
 
 
 def _layers(rows: tuple[LayerRow, ...]) -> str:

@@ -137,6 +137,31 @@ def save_together(folder: str | Path, write: Callable[[Path], None]) -> Path:
     return place
 
 
+def save_edited(folder: str | Path, file: Path, record: Mapping[str, Any], own: Path | None = None) -> Path:
+    """``model.onnx`` and ``result.json`` of a network that was edited and not planned.
+
+    Args:
+        folder: made when it is missing.
+        file: the network.
+        record: what was measured.
+        own: where the original is when it was given as a module: ``original.onnx`` in the folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: when it cannot be written.
+    """
+
+    def write(draft: Path) -> None:
+        shutil.copyfile(file, draft / "model.onnx")
+        if own is not None and own.is_file():
+            shutil.copyfile(own, draft / ORIGINAL)
+        write_record(record, draft)
+
+    return save_together(folder, write)
+
+
 def write_record(record: Mapping[str, Any], folder: Path) -> None:
     """``result.json``."""
     (folder / "result.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

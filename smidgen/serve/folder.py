@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 
 from smidgen.data import Preprocess
 from smidgen.errors import DataError, LoadError
+from smidgen.report.folder import LARGEST_RECORD, RESULT, parsed
 from smidgen.runtimes.micro import MICRO_END
 
-RECORD = "result.json"
-LARGEST_RECORD = 64 << 20  # bytes; a record has one entry a layer
 _DOWNSAMPLED = {"onnx": {"path": "model.onnx"}}  # what smidgen downsample writes; its record names no files
 RUNTIMES = {".onnx": "onnxruntime", ".tflite": "litert"}  # what runs a file in a browser, by the end of its name
 
@@ -97,27 +95,17 @@ def read_run(folder: str | Path, against: str | Path | None = None) -> Run:
             notes.append(f"'{file}' is no longer in '{folder}', so the page goes without it")
     if not written:
         ends = " or ".join(RUNTIMES)
-        reason = notes[0] if notes else f"'{place / RECORD}' names no file that ends in {ends}"
+        reason = notes[0] if notes else f"'{place / RESULT}' names no file that ends in {ends}"
         raise LoadError(f"serve: {reason}; compress again with a target such as onnx")
     original = _original(place, _mapping(record.get("original")), against)
     return Run(name, original, tuple(written), _declared(record), tuple(notes))
 
 
 def _read_record(place: Path) -> dict[str, Any]:
-    path = _inside(place, RECORD)
+    path = _inside(place, RESULT)
     if not path.is_file():
-        raise LoadError(f"serve: '{place}' holds no {RECORD}; give the folder that compress wrote")
-    try:
-        if path.stat().st_size > LARGEST_RECORD:
-            raise LoadError(f"serve: '{place / RECORD}' is too large to be a record; compress again")
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LoadError(f"serve: '{place / RECORD}' cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise LoadError(f"serve: '{place / RECORD}' is damaged; compress again")
-    return record
+        raise LoadError(f"serve: '{place}' holds no {RESULT}; give the folder that compress wrote")
+    return parsed(path, "serve")
 
 
 def _original(place: Path, entry: Mapping[str, Any], against: str | Path | None) -> Network:
@@ -138,7 +126,7 @@ def _original(place: Path, entry: Mapping[str, Any], against: str | Path | None)
 def _inside(place: Path, file: str) -> Path:
     """A file of the folder itself; a record may come from anywhere, and links may lead anywhere."""
     if file in ("", "..") or file != Path(file).name or "\\" in file or "\0" in file:
-        raise LoadError(f"serve: '{place / RECORD}' names {file!r:.80}, which is no plain file name; compress again")
+        raise LoadError(f"serve: '{place / RESULT}' names {file!r:.80}, which is no plain file name; compress again")
     try:
         path = (place / file).resolve()
     except (OSError, RuntimeError) as error:
@@ -156,7 +144,7 @@ def _declared(record: Mapping[str, Any]) -> Preprocess | None:
             try:
                 return Preprocess.from_dict(stored)
             except DataError as error:
-                raise LoadError(f"serve: {RECORD}: {error}") from error
+                raise LoadError(f"serve: {RESULT}: {error}") from error
     return None
 
 
