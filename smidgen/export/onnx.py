@@ -30,6 +30,7 @@ from smidgen.export.onnx_integers import integer_weight, with_int4
 from smidgen.export.onnx_masked import masked_weight
 from smidgen.export.onnx_shared import shared_weight
 from smidgen.export.onnx_strip import drop_unused, strip
+from smidgen.export.torch_operators import read_once
 from smidgen.forms import HALVES, SPARSE, Codebook, Geometry, Quantized, Stage, stages, width
 from smidgen.site import Site, Stored
 
@@ -236,7 +237,7 @@ def _export(
         # Two samples: a batch of one would be taken for a constant.
         batch = torch.cat([example[:1]] * 2) if dynamic else example[:1]
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), read_once():
                 warnings.simplefilter("ignore")  # deprecations inside the exporter, nothing a user can act on
                 program = torch.onnx.export(
                     model, (batch,), dynamo=True, external_data=False, optimize=False, verbose=False,
