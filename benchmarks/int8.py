@@ -21,7 +21,7 @@ import numpy as np
 import process
 import sets
 from archive import write_data
-from claims import RESULTS, Claim, save, show
+from claims import RESULTS, Claim, earlier, joined, save, show
 
 from smidgen.data import Dataset
 from smidgen.measure.scores import Judge
@@ -166,7 +166,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     claims: list[Claim] = []
-    networks: dict[str, Any] = {}
+    before = earlier("int8")
+    networks: dict[str, Any] = dict(before.get("networks", {}))
     for name in args.networks:
         kept = RESULTS / "int8"
         kept.mkdir(parents=True, exist_ok=True)
@@ -184,7 +185,7 @@ def main() -> None:
             claims += claims_of(name, networks[name], against)
             (kept / f"{name}.onnx").write_bytes(files["smidgen"].read_bytes())
         # After each network: a run that is cut short keeps what it has measured.
-        saved = save("int8", TITLE, claims, threads=args.threads, seed=args.seed, networks=networks)
+        saved = save("int8", TITLE, joined(before, claims), threads=args.threads, seed=args.seed, networks=networks)
     show(TITLE, claims)
     print(saved)
 

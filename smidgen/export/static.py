@@ -1,7 +1,7 @@
 """From a realised network to its static int8 ONNX file: ranges are seen, tried and chosen by what the file loses.
 
     fill → simplified → layout → watch → write, run and measure each way to choose ranges → values back to floats
-         → weights that would saturate on some processors as uint8
+         → weights whose products would saturate on some processors rounded more, or as uint8
 
 Measured on selection inputs, in the runtime, against the same network with activations in floats.
 
@@ -33,9 +33,9 @@ from smidgen.errors import DataError
 from smidgen.export.files import write_bytes
 from smidgen.export.onnx import fill
 from smidgen.export.onnx_layout import layout, simplified
+from smidgen.export.onnx_saturation import SAMPLES, narrowed, saturating, unsigned, weights_in
 from smidgen.export.onnx_static import static
 from smidgen.export.onnx_strip import strip
-from smidgen.export.onnx_unsigned import SAMPLES, saturating, unsigned, weights_in
 from smidgen.export.prepare import Prepared
 from smidgen.runtimes.onnxruntime import open_onnx
 from smidgen.runtimes.opening import run_dataset
@@ -46,6 +46,8 @@ WATCHED = 512  # calibration inputs that ranges are seen on at most
 COMPARED = 32  # calibration inputs on which values are compared with their floats
 HIGH = 0.02  # nats lost to activations in integers, from which on values may return to floats: ten times LeNet's
 WORTH = 0.8  # share of the loss that must be left at most where one does; each costs time
+# Times the loss, or nats more, at most for weights that are rounded more and run as fast as int8 does everywhere.
+HARDLY, NOTHING = 1.1, 1e-4
 MOST_FLOATS, MOST_TRIED = 4, 4  # values that return to floats, and that are tried each time
 
 
@@ -78,11 +80,10 @@ def write_static(
     if inputs is None:
         raise DataError("onnx-int8: activations have no ranges without inputs; give --data, or take onnx-w8")
     model = simplified(fill(prepared.base, prepared.sites, stored, TARGET))
-    chosen = activations or _Static(model, list(_batches(inputs)), held, threads).best()
-    made = static(model, layout(model, chosen.floats), ranges_in(model, chosen))
-    few = next(iter(inputs.array(0, min(len(inputs), SAMPLES)).batches(SAMPLES)))
-    made = unsigned(made, saturating(made, few, threads))
-    return write_bytes(strip(made).SerializeToString(), path)
+    work = _Static(model, list(_batches(inputs)), held, threads)
+    chosen = activations or work.best()
+    few = next(inputs.array(0, min(len(inputs), SAMPLES)).batches(SAMPLES))
+    return write_bytes(strip(work.portable(chosen, few)).SerializeToString(), path)
 
 
 def chosen_activations(
@@ -156,6 +157,20 @@ class _Static:
         losses = {how: self._loss(self._made(each)) for how, each in ways.items()}
         how = min(losses, key=losses.__getitem__)
         return self._with_floats(ways[how], losses[how])
+
+    def portable(self, chosen: Activations, inputs: np.ndarray) -> onnx.ModelProto:
+        """The graph of integers that answers alike on every processor: the faster way, where it loses hardly more."""
+        made = self._made(chosen)
+        found = saturating(made, inputs, self.threads)
+        safe = unsigned(made, found)
+        rounded = {name: weight for name, weight in found.items() if weight.cheap}
+        if self.held is None or not rounded:
+            return safe
+        model = narrowed(self.model, rounded)
+        fast = static(model, layout(model, chosen.floats), ranges_in(model, chosen))
+        fast = unsigned(fast, found.keys() - rounded)
+        least = self._loss(safe)
+        return fast if self._loss(fast) <= max(HARDLY * least, least + NOTHING) else safe
 
     def _range(self, name: str, how: How) -> Range:
         """Nothing of an input or an output is clipped: the largest score is the answer."""

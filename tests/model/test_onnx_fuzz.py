@@ -26,8 +26,8 @@ from tests.model.onnx_samples import MODELS
 
 MUTATIONS = 3000
 PATIENCE_S = 180.0  # wall clock for one mutation, after which it hangs: a busy machine may take its time
-# Of its own time; most take 10 ms, the largest that limits allow 10 to 55 s, by processor and how busy its caches are.
-PROCESSOR_S = 120.0
+# Of its own time; most take 10 ms, the largest that limits allow some seconds, by processor and caches.
+PROCESSOR_S = 45.0
 ROOM_BYTES = 4 << 30  # address space on top of what an imported torch has
 
 
