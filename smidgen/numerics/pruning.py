@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from smidgen.numerics.cancellation import Factor, cancel
+from smidgen.numerics.lowrank import cholesky_damped
 
 CHUNK_NBYTES = 256 << 20  # of the systems of several rows that are solved together
 
@@ -106,7 +107,7 @@ def survivors(
 
     Args:
         weight: W.
-        moment: A, positive definite (damped).
+        moment: A; damped as far as it must be to have a factor.
         kept: which weights survive.
 
     Returns:
@@ -116,13 +117,15 @@ def survivors(
     >>> survivors(torch.tensor([[2.0, 1.0]]), moment, torch.tensor([[True, False]])).tolist()
     [[2.5, 0.0]]
     """
-    wide, a = weight.detach().to(torch.float64), moment.to(torch.float64)
+    # Inputs that a sparse network has lost are all but zero; least squares over them would have no answer.
+    lower = cholesky_damped(moment.to(torch.float64), 0.0)
+    wide, a = weight.detach().to(torch.float64), lower @ lower.mT
     product, result = wide @ a, torch.zeros_like(wide)
     few = kept.sum(1) * 2 > kept.shape[1]  # removed: the smaller system is solved
     if bool((~few).any()):
         result[~few] = _solved(a, product[~few], kept[~few])
     if bool(few.any()):
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(a))
+        inverse = torch.cholesky_inverse(lower)
         gone = ~kept[few]
         forces = _solved(inverse, wide[few] * gone, gone)
         result[few] = torch.where(gone, 0.0, wide[few] - forces @ inverse)

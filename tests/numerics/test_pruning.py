@@ -89,6 +89,19 @@ def test_survivors_are_the_least_squares_of_their_mask(seed, rows, columns, data
     assert loss(weight - found, moment) <= loss(weight * ~kept, moment) + 1e-12
 
 
+@pytest.mark.parametrize("seen", [0, 1, 3])
+def test_inputs_that_were_hardly_seen_have_survivors_too(seen):
+    """A network pruned to nothing in front: a moment of low rank, and 1e-30 where its refit damps it."""
+    rows = torch.randn(seen, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    moment = rows.T @ rows + 1e-30 * torch.eye(12, dtype=torch.float64)
+    weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
+    kept = torch.arange(48).reshape(4, 12) % 5 > 0
+    kept[0] = torch.arange(12) < 2
+    found = survivors(weight, moment, kept)
+    assert bool(torch.isfinite(found).all())
+    assert bool((found[~kept] == 0).all())
+
+
 def test_its_masks_are_between_magnitudes_and_the_best_of_all():
     """Three kept of eight, forty times: the mean cost of the survivors' least squares, beside all 56 masks'."""
     totals = dict.fromkeys(("best", "surgery", "magnitude"), 0.0)
