@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from jaxtyping import install_import_hook
 
-# Before smidgen is first imported: every annotated function is then checked at each call.
-install_import_hook("smidgen", "beartype.beartype")
+from tests.annotations import enforce
+
+enforce("smidgen")
 # An assert that fails there shows its values, as in a test.
 pytest.register_assert_rewrite("tests.model.against_onnxruntime", "tests.promise")
 # Layers timed in tests are remembered for this run alone, and never in the user's own folder.

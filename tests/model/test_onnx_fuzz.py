@@ -61,9 +61,9 @@ def _serve(pipe: Connection, answer) -> None:
 
 
 def _importer(pipe: Connection) -> None:
-    from jaxtyping import install_import_hook
+    from tests.annotations import enforce
 
-    install_import_hook("smidgen", "beartype.beartype")
+    enforce("smidgen")
     import torch
 
     from smidgen.errors import LoadError
