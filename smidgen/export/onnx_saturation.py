@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +26,8 @@ from onnx import TensorProto, numpy_helper
 
 from smidgen.calibrate.ranges import values_of
 from smidgen.export.onnx_layout import HEAVY
+from smidgen.export.onnx_strip import drop_unused
+from smidgen.model.channels.following import attributes
 from smidgen.numerics.cancellation import factorise
 from smidgen.numerics.rounding import round_gptq, round_nearest
 
@@ -61,10 +62,7 @@ def unsigned(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
             rows = tuple(tensors[node.input[1]].dims)
             graph.initializer.append(numpy_helper.from_array(np.full(rows, MIDDLE, np.uint8), f"{tensor.name}~m"))
         node.input[:] = [*node.input[:2], f"{tensor.name}~m"]
-    read = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read or tensor.name in names]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    drop_unused(graph)  # zero points of int8
     return result
 
 
@@ -232,7 +230,7 @@ class _Layer:
         if self.node.op_type == "Conv":
             out, channels, *kernel = self.shape
             return np.ascontiguousarray(np.moveaxis(rows.reshape(out, *kernel, channels), -1, 1))
-        return np.ascontiguousarray(rows if _attributes(self.node).get("transB", 0) else rows.T)
+        return np.ascontiguousarray(rows if attributes(self.node).get("transB", 0) else rows.T)
 
     def _missing(self, rows: np.ndarray, read: Float[np.ndarray, "in places"]) -> Float[np.ndarray, " rows"]:
         """What the rows' sums lack, root mean square."""
@@ -257,7 +255,7 @@ class _Layer:
 
     def _patches(self, image: Float[torch.Tensor, "channels ..."], most: int) -> Float[torch.Tensor, "in places"]:
         """Patches under the kernel: for each group, places of the kernel, and in each the channels."""
-        given, length = _attributes(self.node), self.rows.shape[1]
+        given, length = attributes(self.node), self.rows.shape[1]
         flat = len(self.kernel) == 1
         ones = [1] * len(self.kernel)
         pads = given.get("pads", [0, 0] * len(self.kernel))
@@ -302,17 +300,13 @@ def _layers(model: onnx.ModelProto) -> Sequence[_Layer]:
         values, kernel = numpy_helper.to_array(tensor), ()
         if node.op_type == "Conv":
             kernel = values.shape[2:]
-            if values.shape[1] == 1 and _attributes(node).get("group", 1) > 1:
+            if values.shape[1] == 1 and attributes(node).get("group", 1) > 1:
                 continue  # a channel for itself: ONNX Runtime computes it place by place, in 32 bits
             rows = np.moveaxis(values, 1, -1).reshape(len(values), -1)
         else:
-            rows = values if _attributes(node).get("transB", 0) else values.T
+            rows = values if attributes(node).get("transB", 0) else values.T
         zero = int(numpy_helper.to_array(tensors[read.input[2]]))
         scale = np.broadcast_to(numpy_helper.to_array(tensors[weight.input[1]]).ravel(), len(rows))
         wide = scale.astype(np.float64)
         found.append(_Layer(node, tensor.name, read.input[0], zero, kernel, rows, values.shape, wide))
     return found
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}

@@ -18,6 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from math import inf
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import torch
 from jaxtyping import Float
 
 from smidgen.calibrate.answers import true_losses
-from smidgen.calibrate.ranges import HOWS, Activations, How, Range, values_of, watch
+from smidgen.calibrate.ranges import HOWS, Activations, How, Range, Seen, values_of, watch
 from smidgen.data import Dataset
 from smidgen.errors import DataError
 from smidgen.export.files import write_bytes
@@ -147,28 +148,34 @@ class _Static:
         graph = model.graph
         self.ends = {self.parts.roots.get(end.name, end.name) for end in [*graph.input, *graph.output]}
         self.readers = Counter(name for node in graph.node for name in node.input)
-        self.seen = watch(model, self.parts.ranged, batches, threads=threads)
-        self.reference = [] if held is None else self.answers(model)
+
+    @cached_property
+    def seen(self) -> dict[str, Seen]:
+        """What each value was on the calibration inputs; not needed where ranges are known."""
+        return watch(self.model, self.parts.ranged, self.batches, threads=self.threads)
+
+    @cached_property
+    def reference(self) -> list[torch.Tensor]:
+        """Answers with activations in floats, which others are held against."""
+        return self.answers(self.model)
 
     def best(self) -> Activations:
         ways = {how: Activations(self.ranges(how)) for how in HOWS}
         if self.held is None:
             return ways["minmax"]
-        losses = {how: self._loss(self._made(each)) for how, each in ways.items()}
+        losses = {how: self._loss(self._made(self.model, each)) for how, each in ways.items()}
         how = min(losses, key=losses.__getitem__)
         return self._with_floats(ways[how], losses[how])
 
     def portable(self, chosen: Activations, inputs: np.ndarray) -> onnx.ModelProto:
         """The graph of integers that answers alike on every processor: the faster way, where it loses hardly more."""
-        made = self._made(chosen)
+        made = self._made(self.model, chosen)
         found = saturating(made, inputs, self.threads)
         safe = unsigned(made, found)
         rounded = {name: weight for name, weight in found.items() if weight.cheap}
         if self.held is None or not rounded:
             return safe
-        model = narrowed(self.model, rounded)
-        fast = static(model, layout(model, chosen.floats), ranges_in(model, chosen))
-        fast = unsigned(fast, found.keys() - rounded)
+        fast = unsigned(self._made(narrowed(self.model, rounded), chosen), found.keys() - rounded)
         least = self._loss(safe)
         return fast if self._loss(fast) <= max(HARDLY * least, least + NOTHING) else safe
 
@@ -198,9 +205,9 @@ class _Static:
         """Values that cost most go back to floats, one at a time, while the loss is high and that helps."""
         while least > HIGH and len(best.floats) < MOST_FLOATS:
             found, lowest = best, inf
-            for name in self._suspects(self._made(best)):
+            for name in self._suspects(self._made(self.model, best)):
                 tried = replace(best, floats=(*best.floats, name))
-                loss = self._loss(self._made(tried))
+                loss = self._loss(self._made(self.model, tried))
                 if loss < lowest:
                     found, lowest = tried, loss
             if lowest > WORTH * least:
@@ -222,8 +229,9 @@ class _Static:
             errors.append(float(np.square(after[one] - before[name]).mean()) / size)
         return [names[i] for i in np.argsort(-np.diff(errors))[:MOST_TRIED]]
 
-    def _made(self, activations: Activations) -> onnx.ModelProto:
-        return static(self.model, layout(self.model, activations.floats), ranges_in(self.model, activations))
+    @staticmethod
+    def _made(model: onnx.ModelProto, activations: Activations) -> onnx.ModelProto:
+        return static(model, layout(model, activations.floats), ranges_in(model, activations))
 
     def _loss(self, model: onnx.ModelProto) -> float:
         return float(true_losses([self.reference], [self.answers(model)]).mean())

@@ -28,7 +28,7 @@ FLOAT = TensorProto.FLOAT
 
 
 def network(weights, *, op="Conv", shape=("n", 4, 6, 6), **attributes):
-    """One operator on activations 0…255 at scale 1, its weights int8 at scale 1, its output in steps of 500."""
+    """One operator on activations 0…255 at scale 1, its weights int8 at scale 1, its output in steps of 2,000."""
     tensors = [
         numpy_helper.from_array(weights.astype(np.int8), "w"), h.make_tensor("s", FLOAT, [], [1.0]),
         h.make_tensor("z", TensorProto.UINT8, [], [0]), h.make_tensor("t", FLOAT, [], [2000.0]),
@@ -101,9 +101,8 @@ def test_what_is_left_in_int8_answers_alike_fused(name, folder, seed, largest):
     safe = unsigned(model, saturating(model, x))
     said, found = answers(model, x, folder, fused=False), answers(safe, x, folder)
     error = np.sqrt(np.square(found - said).mean())
-    assert error <= 0.3 * (
-        2000 + (said.max() - said.min()) / 255
-    )  # untreated, most of these are off by 3 to 8 times that
+    # Untreated, most of these are off by 3 to 8 times that.
+    assert error <= 0.3 * (2000 + (said.max() - said.min()) / 255)
 
 
 @pytest.mark.parametrize("name", CASES)
