@@ -22,7 +22,6 @@ import sets
 import torch
 import vgg
 from claims import RESULTS, Claim, earlier, joined, save, show, told
-from mobile_peers import write_network
 
 import smidgen
 from smidgen.data import Dataset, open_data
@@ -44,15 +43,6 @@ WAYS: dict[str, tuple[tuple[str, ...], dict[str, Any], str | float | None]] = {
 
 def photos(split: str) -> Dataset:
     return sets.ready(open_data(sets.data_folder() / vgg.IMAGES, split=split, preprocess=sets.CIFAR))
-
-
-def network_file(threads: int) -> Path:
-    """The VGG as an ONNX file."""
-    HOME.mkdir(parents=True, exist_ok=True)
-    file = HOME / "vgg.onnx"
-    if not file.is_file():
-        write_network(vgg.network(0, threads=threads), file, (3, vgg.SIDE, vgg.SIDE))
-    return file
 
 
 def macs_of(result: smidgen.Result) -> int:
@@ -81,7 +71,8 @@ def position_of(file: Path, way: str, most: float, given: Dataset, threads: int)
 
 def run(way: str, threads: int, seed: int, before: Mapping[str, Any]) -> dict[str, Any]:
     """One way: its files before and after training."""
-    started, file, test = time.perf_counter(), network_file(threads), photos("test")
+    HOME.mkdir(parents=True, exist_ok=True)
+    started, file, test = time.perf_counter(), vgg.network_file(HOME, threads=threads), photos("test")
     given = sets.calibration_and_test("vgg", seed)[0]
     whole, wanted = before.get("original_macs"), WAYS[way][2]
     position = None

@@ -24,7 +24,6 @@ import torch
 import vgg
 from claims import RESULTS, Claim, earlier, save, show
 from figure import frontier
-from mobile_peers import write_network
 from sweep import Bench, Point
 
 from smidgen.measure.cost import onnx_cost
@@ -61,11 +60,7 @@ class Costed:
 
 def task_of(name: str, args: argparse.Namespace, folder: Path) -> Task:
     """The network, its calibration inputs and its test inputs."""
-    if name == "vgg":
-        file = folder / "vgg.onnx"
-        write_network(vgg.network(0, args.weights, threads=args.threads), file, (3, vgg.SIDE, vgg.SIDE))
-    else:
-        file = sets.model(RESNET)
+    file = vgg.network_file(folder, args.weights, args.threads) if name == "vgg" else sets.model(RESNET)
     calibration, test = sets.calibration_and_test(name, args.seed)
     if args.test_inputs:
         order = np.random.default_rng(args.seed).permutation(len(test))

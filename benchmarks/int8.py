@@ -158,6 +158,19 @@ def claims_of(name: str, found: dict[str, dict[str, Any]], against: float | None
     return claims
 
 
+def table_of(networks: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:
+    """Bytes, points lost and times as fast as floats, a row a network and a column a file."""
+    files = list(dict.fromkeys(label for found in networks.values() for label in found))
+    cells = [
+        [name, *(_cell(found[label]) if label in found else "–" for label in files)] for name, found in networks.items()
+    ]
+    return [["network", *files], *cells]
+
+
+def _cell(entry: dict[str, Any]) -> str:
+    return f"{entry['nbytes'] / 1000:,.0f} kB, {entry['points']:.2f}, {entry['speedup']:.2f}×"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(ASKED), default=list(ASKED))
@@ -185,7 +198,8 @@ def main() -> None:
             claims += claims_of(name, networks[name], against)
             (kept / f"{name}.onnx").write_bytes(files["smidgen"].read_bytes())
         # After each network: a run that is cut short keeps what it has measured.
-        saved = save("int8", TITLE, joined(before, claims), threads=args.threads, seed=args.seed, networks=networks)
+        saved = save("int8", TITLE, joined(before, claims), threads=args.threads, seed=args.seed, networks=networks,
+                     tables={"files": table_of(networks)})  # fmt: skip
     show(TITLE, claims)
     print(saved)
 

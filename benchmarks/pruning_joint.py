@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 import sets
-import speedup
+import vgg
 from claims import RECORDS, RESULTS, Claim, earlier, joined, save, show
 
 import smidgen
@@ -37,7 +37,7 @@ def run(cell: str, channels: bool, args: argparse.Namespace) -> dict[str, Any]:
     kind, _, value = wanted.partition("=")
     folder = RESULTS / "pruning_joint"
     folder.mkdir(parents=True, exist_ok=True)
-    file = speedup.network_file(name, folder) if name == "vgg" else sets.model(FILES[name])
+    file = vgg.network_file(folder) if name == "vgg" else sets.model(FILES[name])
     given, test = sets.calibration_and_test(name, args.seed)
     given_budget: dict[str, Any] = {kind: value if kind == "size" else float(value)}
     budget = smidgen.Budget(**given_budget)

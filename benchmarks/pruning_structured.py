@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import sets
-import speedup
+import vgg
 from claims import RESULTS, Claim, earlier, joined, save, show
 
 from smidgen.data import Dataset
@@ -40,7 +40,7 @@ FILES = {
     "squeezenet": "squeezenet1_1_imagenet.onnx", "mobilenet_v2": "mobilenet_v2_1.0_224_imagenet.onnx", "vgg": "",
 }  # fmt: skip
 SHARES = (0.8, 0.65, 0.5)
-OURS, PEER = "curvature + refit", "torch-pruning, global L2"
+ORIGINAL, OURS, PEER = "original", "curvature + refit", "torch-pruning, global L2"
 L1_LOSES, BETTER, FASTER = 5.0, 3.0, 1.5
 SAME_MACS = 0.02  # counts that are multiples of 8 leave a little more or less
 HEADS = ["network", "criterion", "MACs asked", "MACs", "bytes", "accuracy", "points lost", "latency", "as fast"]
@@ -86,7 +86,7 @@ class Bench:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name, self.args = name, args
         FOLDER.mkdir(parents=True, exist_ok=True)
-        self.file = speedup.network_file("vgg", FOLDER) if name == "vgg" else sets.model(FILES[name])
+        self.file = vgg.network_file(FOLDER) if name == "vgg" else sets.model(FILES[name])
         calibration, test = sets.calibration_and_test(name, args.seed)
         # A fixed random part: sets are sorted by class.
         order = np.random.default_rng(0).permutation(len(test))[: args.test]
@@ -172,6 +172,15 @@ def _left(row: Row) -> float:
     return 1.0 if row.macs is None else row.macs
 
 
+def points_lost(rows: list[list[str]]) -> list[list[str]]:
+    """Points lost, of the table's rows: a row a network and criterion, a column the MACs that were asked for."""
+    cells = {tuple(row[:3]): row[HEADS.index("points lost")] for row in rows if row[1] != ORIGINAL}
+    shares = sorted({share for *_, share in cells}, key=lambda share: -float(share.split()[0]))
+    found = dict.fromkeys((network, criterion) for network, criterion, _ in cells)
+    heads = ["network", "criterion", *(f"{share} of the MACs" for share in shares)]
+    return [heads, *([*key, *(cells.get((*key, share)) or "–" for share in shares)] for key in found)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(FILES), default=list(FILES))
@@ -190,7 +199,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in args.networks:
         started, bench = time.perf_counter(), Bench(name, args)
-        own: list[Row] = [Row(name, "original", 1.0, 1.0, bench.file.stat().st_size, bench.accuracy, 0.0, 0.0, 1.0)]
+        own: list[Row] = [Row(name, ORIGINAL, 1.0, 1.0, bench.file.stat().st_size, bench.accuracy, 0.0, 0.0, 1.0)]
         for criterion in args.criteria:
             own += bench.criterion(criterion)
             print("\n".join(" | ".join(row.cells()) for row in own if row.criterion.startswith(criterion)), flush=True)
@@ -201,7 +210,8 @@ def main() -> None:
         claims += claims_of(name, own)
         rows += own
         before = earlier("pruning_structured")
-        tables = {"by criterion": [HEADS, *_rows(before, [row.cells() for row in rows])]}
+        every = _rows(before, [row.cells() for row in rows])
+        tables = {"by criterion": [HEADS, *every], "points lost": points_lost(every)}
         path = save("pruning_structured", TITLE, joined(before, claims), threads=args.threads, seed=args.seed,
                     multiple=args.multiple, tables=tables)  # fmt: skip
     show(TITLE, claims)

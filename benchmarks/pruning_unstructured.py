@@ -50,6 +50,7 @@ CRITERIA: dict[str, tuple[str, dict[str, Any], bool]] = {
     "ours": ("obs", {}, True),
 }
 PLAIN, OURS = "magnitude, global", "ours"
+EVERY = "points lost"  # the table of all networks
 COLLAPSE, BETTER = 5.0, 3.0  # points
 ARCHIVE_POINTS = 0.1
 MIDDLE, ARCHIVE = 0.9, "80 kB"  # of LeNet, and of its archive
@@ -105,6 +106,12 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         cells = [f"{found[s]['lost']:.2f} (KL {found[s]['kl']:.3g})" if s in found else "–" for s in columns]
         told.append([name, *cells])
     return told
+
+
+def together(tables: Mapping[str, list[list[str]]]) -> list[list[str]]:
+    """The tables of all networks as one."""
+    heads = next(["network", *tables[name][0]] for name in FILES if name in tables)
+    return [heads, *([name, *row] for name in FILES if name in tables for row in tables[name][1:])]
 
 
 def archives(threads: int, seed: int, test: Dataset | None) -> tuple[list[Claim], dict[str, Any]]:
@@ -166,6 +173,7 @@ def main() -> None:
     def keep() -> None:
         before = earlier(args.name)
         known = {key: {**before.get(key, {}), **found} for key, found in (("tables", tables), ("behind", behind))}
+        known["tables"][EVERY] = together(known["tables"])
         save(args.name, TITLE, joined(before, claims), threads=args.threads, seed=args.seed, **known,
              test_inputs=args.test_inputs or "all", inputs=args.inputs)  # fmt: skip
 

@@ -19,7 +19,6 @@ import process
 import sets
 import vgg
 from claims import Claim, save, show
-from mobile_peers import write_network
 
 TITLE = "Faster by a factor, calibration only, no retraining: multiply-adds, latency and points lost"
 FILES = {"lenet": "lenet_mnist.onnx", "resnet20": "resnet20_cifar10_jpegft.onnx"}
@@ -31,10 +30,7 @@ HEADS = ["network", "asked", "MACs", "fewer", "latency", "as fast", "bytes", "ac
 
 def network_file(name: str, folder: Path) -> Path:
     """The network as ONNX; the VGG is written from the weights that vgg.py trained."""
-    if name != "vgg":
-        return sets.model(FILES[name])
-    write_network(vgg.network(0, vgg.WEIGHTS), folder / "vgg.onnx", (3, vgg.SIDE, vgg.SIDE))
-    return folder / "vgg.onnx"
+    return vgg.network_file(folder) if name == "vgg" else sets.model(FILES[name])
 
 
 def runs_of(name: str, threads: int, seed: int) -> dict[float, process.Run]:

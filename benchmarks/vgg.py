@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mobile_peers import write_network
 from PIL import Image
 from safetensors.torch import load_file
 from sets import CIFAR, data_folder
@@ -94,6 +95,13 @@ def network(seed: int = 0, folder: Path = WEIGHTS, epochs: int = EPOCHS, threads
     net = Vgg()
     net.load_state_dict(load_file(path))
     return net.eval()
+
+
+def network_file(folder: Path, weights: Path = WEIGHTS, threads: int = 1) -> Path:
+    """The trained network of seed 0 as ONNX, written into a folder."""
+    file = folder / "vgg.onnx"
+    write_network(network(0, weights, threads=threads), file, (3, SIDE, SIDE))
+    return file
 
 
 def main() -> None:

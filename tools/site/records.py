@@ -5,6 +5,7 @@ A page asks for one where it wants it, in a comment of a line of its own:
     <!-- record tflite: beside -->                         a line a network, a column a file
     <!-- record int8: claims against|speed -->             asked and measured, of the lines that hold the words
     <!-- record mobile: table files -->                    a table of the record, by name
+    <!-- record mobile: table files / kB -->               of it the rows that hold the words
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _table(name: str, kind: str, which: str, up: str) -> str:
     elif kind == "beside":
         head, rows = beside(name, which)
     else:
-        head, *rows = record(name)["tables"].get(which) or _missing(name, which)
+        head, rows = table(name, which)
     if not rows:
         _missing(name, which)
     return f"{markdown_table(head, rows)}\n\n{told(name, up)}"
@@ -92,6 +93,13 @@ def beside(name: str, words: str = "") -> tuple[list[str], Rows]:
         cells.setdefault(network, {})[file] = measured
     files = list(dict.fromkeys(file for row in cells.values() for file in row))
     return ["network", *files], [[network, *(row.get(file, "–") for file in files)] for network, row in cells.items()]
+
+
+def table(name: str, which: str) -> tuple[Sequence[str], Rows]:
+    """A table of the record: its name, then, behind a slash, words (a regular expression) that a row is to hold."""
+    title, _, words = which.partition(" / ")
+    head, *rows = record(name)["tables"].get(title) or _missing(name, title)
+    return head, [row for row in rows if any(re.search(words, cell) for cell in row)]
 
 
 def told(name: str, up: str) -> str:
