@@ -125,7 +125,7 @@ def cholesky_damped(moment: Float[Tensor, "n n"], damp: float = 0.01) -> Float[T
         damp: relative to the mean diagonal, at least 0; raised tenfold (from 1e-10 for 0) until a factor exists.
 
     Returns:
-        L in the moment's dtype, computed in float64; the identity for a moment of zeros.
+        L in the moment's dtype, computed in float64; the identity for a moment of zeros or of numbers near the least.
 
     Raises:
         Refusal: the moment holds nan or inf, or is far from positive semi-definite.
@@ -149,14 +149,15 @@ def cholesky_damped(moment: Float[Tensor, "n n"], damp: float = 0.01) -> Float[T
 
 
 def _symmetric(moment: Tensor, damp: float) -> tuple[Tensor, float]:
-    """The moment's symmetric part in float64 and its mean diagonal; zero only for a moment of zeros."""
+    """The moment's symmetric part in float64 and its mean diagonal, zero where that has no reciprocal."""
     if damp < 0:
         raise ValueError(f"moment: damp={damp} must not be negative")
     if not bool(torch.isfinite(moment).all()):
         raise Refusal("moment: it holds nan or inf")
     wide = moment.detach().to(_wide_dtype(moment))
     wide = (wide + wide.T) / 2
-    return wide, float(wide.diagonal().abs().mean()) if wide.numel() else 0.0
+    mean = float(wide.diagonal().abs().mean()) if wide.numel() else 0.0
+    return wide, mean if mean >= torch.finfo(wide.dtype).tiny else 0.0
 
 
 def _wide_dtype(tensor: Tensor) -> torch.dtype:

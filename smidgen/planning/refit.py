@@ -66,15 +66,17 @@ class Moments:
         """ȳ and z̄."""
         return self.y / self.count, self.z / self.count
 
-    def centred(self, *, intercept: bool) -> tuple[Float[Tensor, "groups out n"], Float[Tensor, "groups n n"]]:
-        """E[y zᵀ] and E[z zᵀ], about the means where an intercept takes those."""
+    def centred(
+        self, *, intercept: bool
+    ) -> tuple[Float[Tensor, "groups out n"], Float[Tensor, "groups n n"], Float[Tensor, "groups n"]]:
+        """E[y zᵀ] and E[z zᵀ], about the means where an intercept takes those; and E[z²] about zero."""
         if self.rows:
             self._sum_up(self.rows)
         return self._about(self.yz, self.zz, self.z, intercept=intercept)
 
     def through(
         self, v: Float[Tensor, "groups rank n"], *, intercept: bool
-    ) -> tuple[Float[Tensor, "groups out rank"], Float[Tensor, "groups rank rank"]]:
+    ) -> tuple[Float[Tensor, "groups out rank"], Float[Tensor, "groups rank rank"], Float[Tensor, "groups rank"]]:
         """The same of V z in the place of z."""
         turn = v.mT
         if not self.rows:
@@ -84,12 +86,13 @@ class Moments:
         zz = torch.stack([inner.mT @ inner for _, inner in seen]).sum(0)
         return self._about(yz, zz, self.z[:, None] @ turn, intercept=intercept)
 
-    def _about(self, yz: Tensor, zz: Tensor, z: Tensor, *, intercept: bool) -> tuple[Tensor, Tensor]:
+    def _about(self, yz: Tensor, zz: Tensor, z: Tensor, *, intercept: bool) -> tuple[Tensor, Tensor, Tensor]:
         yz, zz = yz / self.count, zz / self.count
+        size = torch.diagonal(zz, dim1=1, dim2=2)
         if intercept:
             y, z = self.y / self.count, z.reshape(len(z), -1) / self.count
             yz, zz = yz - y[:, :, None] * z[:, None, :], zz - z[:, :, None] * z[:, None, :]
-        return yz, zz
+        return yz, zz, size
 
     def solve(self, start: Float[Tensor, "groups out n"], *, intercept: bool) -> Float[Tensor, "groups out n"]:
         """The weight of least error, pulled toward ``start``."""
@@ -108,20 +111,24 @@ class Moments:
 
 
 def ridge_solve(
-    yz: Float[Tensor, "groups out n"], zz: Float[Tensor, "groups n n"], start: Float[Tensor, "groups out n"]
-) -> Float[Tensor, "groups out n"]:
+    yz: Float[Tensor, "groups out n"], zz: Float[Tensor, "groups n n"], size: Float[Tensor, "groups n"],
+    start: Float[Tensor, "groups out n"],
+) -> Float[Tensor, "groups out n"]:  # fmt: skip
     """(E[y zᵀ] + ρ U₀) (E[z zᵀ] + ρ)⁻¹."""
-    right, matrix = ridged(yz, zz, start)
+    right, matrix = ridged(yz, zz, size, start)
     return torch.linalg.solve(matrix, right, left=False)
 
 
 def ridged(
-    yz: Float[Tensor, "groups out n"], zz: Float[Tensor, "groups n n"], start: Float[Tensor, "groups out n"]
-) -> tuple[Float[Tensor, "groups out n"], Float[Tensor, "groups n n"]]:
+    yz: Float[Tensor, "groups out n"], zz: Float[Tensor, "groups n n"], size: Float[Tensor, "groups n"],
+    start: Float[Tensor, "groups out n"],
+) -> tuple[Float[Tensor, "groups out n"], Float[Tensor, "groups n n"]]:  # fmt: skip
     """E[y zᵀ] + ρ U₀ and E[z zᵀ] + ρ."""
-    scale = torch.diagonal(zz, dim1=1, dim2=2)
-    # Each inner channel has its own size: the ridge is relative to it, with a floor for dead ones.
-    ridge = torch.diag_embed(RIDGE * scale + 1e-6 * scale.mean(1, keepdim=True) + 1e-30)
+    scale = torch.diagonal(zz, dim1=1, dim2=2).clamp(min=0.0)
+    # Each inner channel has its own size: the ridge is relative to it, with a floor for dead ones, and for those that
+    # hardly vary about their mean: of a channel held at a bound of its activation rounding alone is left.
+    floor = scale.mean(1, keepdim=True) + size
+    ridge = torch.diag_embed(RIDGE * scale + 1e-6 * floor + 1e-30)
     return yz + start @ ridge, zz + ridge
 
 
@@ -162,7 +169,7 @@ def rounded(
     g, form, intercept = precision.site.geometry, stored.form, stored.bias is not None
     metric, target = precision.metric, precision.weight.to(sums.z.device)
     if determined:
-        _, zz = sums.centred(intercept=intercept)
+        _, zz, _ = sums.centred(intercept=intercept)
         if isinstance(form, Masked):
             start = torch.as_tensor(grouped(form.values, g.groups)).to(target)
             form = Masked(_floats(sums.solve_kept(start, intercept=intercept).reshape(form.values.shape)))
@@ -171,8 +178,8 @@ def rounded(
         metric = Metric(Moment(matrix=g.positions * zz), metric.outputs, metric.scale)
 
     def refit(v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        yz, inner = sums.through(v, intercept=intercept)
-        return g.positions * inner, ridge_solve(yz, inner, u)
+        yz, inner, size = sums.through(v, intercept=intercept)
+        return g.positions * inner, ridge_solve(yz, inner, size, u)
 
     if determined or not isinstance(form, Dense | Quantized | Codebook):
         form = round_form(form, target, g, metric, precision.leaf(step, bits), refit, equal=precision.static)

@@ -89,11 +89,12 @@ def test_survivors_are_the_least_squares_of_their_mask(seed, rows, columns, data
     assert loss(weight - found, moment) <= loss(weight * ~kept, moment) + 1e-12
 
 
+@pytest.mark.parametrize("damped", [1e-30, 2e-310])
 @pytest.mark.parametrize("seen", [0, 1, 3])
-def test_inputs_that_were_hardly_seen_have_survivors_too(seen):
-    """A network pruned to nothing in front: a moment of low rank, and 1e-30 where its refit damps it."""
+def test_inputs_that_were_hardly_seen_have_survivors_too(seen, damped):
+    """A network pruned to nothing in front: a moment of low rank, and next to nothing where it is damped."""
     rows = torch.randn(seen, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    moment = rows.T @ rows + 1e-30 * torch.eye(12, dtype=torch.float64)
+    moment = rows.T @ rows + damped * torch.eye(12, dtype=torch.float64)
     weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
     kept = torch.arange(48).reshape(4, 12) % 5 > 0
     kept[0] = torch.arange(12) < 2

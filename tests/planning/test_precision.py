@@ -225,3 +225,17 @@ def test_values_between_factors_are_brought_to_equal_energy():
         weight - torch.from_numpy(dense(found[k])).double()[None] for k in (False, True)
     )]  # fmt: skip
     assert float(errors[1]) < 1.02 * float(errors[0])
+
+
+@pytest.mark.parametrize("taps", [9, 700])  # summed in float64 and in float32
+def test_a_refit_of_a_channel_held_at_a_bound_stays_at_its_start(taps: int):
+    draw = torch.Generator().manual_seed(0)
+    z = torch.full((2, 2000, taps), 5.9)
+    z[1] += torch.randn(2000, taps, generator=draw)
+    y, start = torch.randn(2, 2000, 1, generator=draw), torch.randn(2, 1, taps, generator=draw).double()
+    sums = Moments()
+    for part in range(0, 2000, 100):
+        sums.add(y[:, part : part + 100], z[:, part : part + 100])
+    for found in (sums.solve(start, intercept=True), sums.solve_kept(start, intercept=True)):
+        torch.testing.assert_close(found[0], start[0], rtol=0.05, atol=0.05)
+        assert float(found[1].abs().max()) < 0.2  # y says nothing of z, and so do the weights of one that varies
