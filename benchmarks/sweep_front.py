@@ -1,7 +1,7 @@
 """`smidgen.sweep` on ResNet-20: how long a front of 12 points takes, and whether a single method is above it anywhere.
 
 From 5,000 labelled training images of CIFAR-10 (1,000 calibrate, 1,000 choose), every written file scored once on the
-10,000 test images. Asked: 12 points of the joint plan, a third as many of each method alone, in at most six minutes on
+first 4,000 test images. Asked: 12 points of the joint plan, a third as many of each method alone, in at most six minutes on
 two cores; at the bytes of each point of a method the joint curve, a straight line between its points over the logarithm
 of bytes, is not below it by more than 0.1 point.
 
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=12)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2, help="of the calibration; one where others compute too")
-    parser.add_argument("--test-inputs", type=int, default=10_000)
+    parser.add_argument("--test-inputs", type=int, default=4_000)
     parser.add_argument("--afresh", action="store_true", help="forget the points of an earlier run")
     args = parser.parse_args()
     folder = RESULTS / "sweep_front"

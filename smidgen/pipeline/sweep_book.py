@@ -15,7 +15,7 @@ from smidgen.export.files import write_bytes
 from smidgen.measure.cost import file_cost
 from smidgen.pipeline.task import Task
 from smidgen.planning.candidates import Options
-from smidgen.planning.front import front, knee
+from smidgen.planning.front import JOINT, front, knee, measured_joint
 from smidgen.planning.plan import Plan, fingerprint, plan_from_json
 from smidgen.report.record import machine, versions
 from smidgen.report.sweep import Mark
@@ -153,6 +153,7 @@ def record_of(
             "file": f"{POINTS_FOLDER}/{order.key}{book.suffix}", "ratio": before / found["nbytes"],
             **found, "selection": selection, "layers": _told(order.plan),
         })  # fmt: skip
+    _take_the_better(entries)
     places = [(float(e["nbytes"]), float(e["selection"]["score"])) for e in entries]
     best = front(places)
     for i, entry in enumerate(entries):
@@ -177,6 +178,17 @@ def record_of(
         "sites": [{"name": o.site.name, "shape": list(o.site.weight.shape), "nbytes": int(o.sizes[0])}
                   for o in options],
     }  # fmt: skip
+
+
+def _take_the_better(entries: Sequence[dict[str, Any]]) -> None:
+    """The joint curve goes through a single method's plan where that measured better on the selection inputs."""
+    told = [
+        (e["nbytes"], e["selection"]["score"], e["selection"]["error"] / 100, JOINT in e["curves"]) for e in entries
+    ]
+    for passed, better in measured_joint(told).items():
+        entries[passed]["curves"].remove(JOINT)
+        if JOINT not in entries[better]["curves"]:
+            entries[better]["curves"].insert(0, JOINT)
 
 
 def choice(

@@ -23,6 +23,7 @@ from smidgen.planning.search import cheapest
 # at 0.2; SqueezeNet answers from 0.15 to 0.35 of it; LeNet in factors gives a quarter of its answers at 0.5.
 MILD, HARSH = 0.15, 0.5
 JOINT = "joint"
+ALIKE = 0.02  # of their bytes, by which files of plans of one size differ
 
 Place = tuple[float | int, float | int]  # bytes and score
 
@@ -137,17 +138,49 @@ def front(points: Sequence[Place]) -> list[int]:
     return found[::-1]
 
 
+def measured_joint(points: Sequence[tuple[float | int, float, float, bool]]) -> dict[int, int]:
+    """Where a plan of a single method measured better than the joint plan of as many bytes, which is free to be that.
+
+    A joint plan is the best by losses that are added up over the layers; far beyond what a network can spare that sum
+    is wrong, and measurement decides.
+
+    Args:
+        points: (bytes, score, one standard error of the score, whether the plan is a joint one).
+
+    Returns:
+        The place of the single method's point by that of the joint point whose place it takes: the best one, where
+        it is better by more than the errors of both.
+
+    >>> measured_joint([(1000, 0.7, 0.01, True), (995, 0.8, 0.01, False), (990, 0.75, 0.01, False)])
+    {0: 1}
+    """
+    found = {}
+    for place, (nbytes, score, error, joint) in enumerate(points):
+        beside = [
+            i for i, (size, other, wide, also) in enumerate(points)
+            if joint and not also and abs(size - nbytes) <= ALIKE * nbytes and other - score > wide + error
+        ]  # fmt: skip
+        if beside:
+            found[place] = max(beside, key=lambda i: points[i][1])
+    return found
+
+
 def knee(points: Sequence[Place]) -> int:
     """The place where a front bends most: the farthest above the line between its ends, over the logarithm of bytes.
 
     (The difference curve of Kneedle, Satopää et al. 2011, doi:10.1109/ICDCSW.2011.20.)
 
     Args:
-        points: (bytes, score) of a front, at least one.
+        points: (bytes, score) of a front, at least one. One that another exceeds by a few bytes does not count: as an
+            end it would make that other one a knee.
 
-    >>> knee([(1000, 0.9), (100, 0.89), (90, 0.3), (50, 0.1)])
-    1
+    >>> knee([(1000, 0.9), (100, 0.89), (90, 0.3), (50, 0.1)]), knee([(1000, 0.9), (500, 0.89), (100, 0.3), (99, 0.1)])
+    (1, 1)
     """
+    kept = [i for i, (size, score) in enumerate(points)
+            if not any(size < more <= (1 + ALIKE) * size and better > score for more, better in points)]  # fmt: skip
+    if len(kept) < len(points):
+        return kept[knee([points[i] for i in kept])]
     x, y = np.log([max(1.0, point[0]) for point in points]), np.array([point[1] for point in points], dtype=float)
     width, height = float(np.ptp(x)), float(np.ptp(y))
     if width <= 0 or height <= 0:

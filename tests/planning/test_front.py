@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from smidgen.forms import Geometry
 from smidgen.methods import methods
 from smidgen.planning.candidates import gather, weights_only
-from smidgen.planning.front import front, halving, knee, plans_at, rungs, score_at, single_curves
+from smidgen.planning.front import front, halving, knee, measured_joint, plans_at, rungs, score_at, single_curves
 from smidgen.site import Site
 
 CONV = Geometry("conv", 24, 24, (3, 3), (1, 1), (1, 1), (1, 1), in_size=(8, 8), out_size=(8, 8))
@@ -91,3 +91,12 @@ def test_a_straight_line_in_the_logarithm_is_met_everywhere():
     assert score_at(points, 10**6) is None
     assert score_at([], 5) is None
     assert np.isclose(score_at([(7, 0.5)], 7), 0.5)
+
+
+def test_the_joint_curve_takes_what_is_surely_better_and_as_large():
+    joint, alone = (1000, 0.7, 0.01, True), (990, 0.8, 0.01, False)
+    assert measured_joint([joint, alone]) == {0: 1}
+    assert measured_joint([joint, (990, 0.715, 0.01, False)]) == {}, "by luck perhaps"
+    assert measured_joint([joint, (900, 0.8, 0.01, False)]) == {}, "another size"
+    assert measured_joint([joint, (990, 0.8, 0.01, True)]) == {}, "a joint plan itself"
+    assert measured_joint([(2000, 0.9, 0.01, True), joint, alone, (1010, 0.9, 0.01, False)]) == {1: 3}
