@@ -88,3 +88,18 @@ def test_bash_completes(run: Run, tmp_path: Path) -> None:
     assert completed("smidgen", "sw") == ["sweep"]
     assert completed("smidgen", "sweep", "--time") == ["--time-limit"]
     assert set(completed("smidgen", "''")) >= set(COMMANDS)
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
+def test_fish_completes(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "script"
+    path.write_text(run("completion", "fish")[1])
+
+    def completed(line: str) -> list[str]:
+        asked = ["fish", "--no-config", "-c", f"source {path}; complete -C '{line}'"]
+        found = subprocess.run(asked, capture_output=True, text=True, check=True, env={"HOME": str(tmp_path)})
+        return [each.split("\t")[0] for each in found.stdout.splitlines()]
+
+    assert completed("smidgen sw") == ["sweep"]
+    assert completed("smidgen sweep --time") == ["--time-limit"]
+    assert set(completed("smidgen ")) >= set(COMMANDS)
