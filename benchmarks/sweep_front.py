@@ -1,9 +1,9 @@
 """`smidgen.sweep` on ResNet-20: how long a front of 12 points takes, and whether a single method is above it anywhere.
 
 From 5,000 labelled training images of CIFAR-10 (1,000 calibrate, 1,000 choose), every written file scored once on the
-first 4,000 test images. Asked: 12 points of the joint plan, a third as many of each method alone, in at most six minutes on
-two cores; at the bytes of each point of a method the joint curve, a straight line between its points over the logarithm
-of bytes, is not below it by more than 0.1 point.
+first 4,000 test images. Asked: 12 points of the joint plan, a third as many of each method alone, in at most six
+minutes on two cores; at the bytes of each point of a method the joint curve, a straight line between its points over
+the logarithm of bytes, is not below it by more than 0.1 point.
 
     python benchmarks/sweep_front.py
     python benchmarks/sweep_front.py --points 6 --test-inputs 2000
