@@ -14,7 +14,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # One torch version, named first: a plain "torch" may bring gigabytes of packages for graphics cards.
 TORCH ?= torch==2.13.0
-# Test processes; each computes in one thread, so that they do not crowd each other.
+# Test processes; each computes in one thread, so that they do not crowd each other. One that is done takes tests from the
+# others (worksteal): doctests take seconds each and come last.
 JOBS ?= auto
 ARGS ?=
 
@@ -36,7 +37,7 @@ demo: $(DEMO)
 	$(BIN)/smidgen demo $(ARGS)
 
 test: $(DEV)
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff check .

@@ -116,13 +116,14 @@ def measure(name: str, files: dict[str, Path], test: Dataset, threads: int) -> d
         names = runner.output_names
         judge = Judge(run_dataset(runner, test.batches()), names, test.labels)
     one = next(iter(test.take([0]).batches(1)))
-    found, mine = {}, None
+    answers = {}
     for label, path in files.items():
         with open_file(path, threads) as runner:
-            answers = run_dataset(runner, test.batches())
-        mine = answers if mine is None else mine  # ours comes first
-        loss, scores = judge.loss(answers), judge.judge(answers)
-        beside = Judge(answers, names, test.labels).loss(mine)
+            answers[label] = run_dataset(runner, test.batches())
+    found = {}
+    for label, path in files.items():
+        loss, scores = judge.loss(answers[label]), judge.judge(answers[label])
+        beside = Judge(answers[label], names, test.labels).loss(answers["smidgen"])
         before, after = compare_speed(original, path, one, threads, 3)
         found[label] = {
             "nbytes": path.stat().st_size, "share": path.stat().st_size / original.stat().st_size,

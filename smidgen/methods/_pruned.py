@@ -99,7 +99,7 @@ class Pruned:
         price: float,
     ) -> Float[Tensor, "groups out n"]:
         """What is removed first has the least; see `smidgen.methods.Pruning`."""
-        raise NotImplementedError
+        raise NotImplementedError  # each pruning has its own
 
     def values(
         self,

@@ -128,7 +128,7 @@ class Stepped:
         self, weight: Tensor, factor: Factor, rows: Tensor, step: float, row_scale: Tensor, column_scale: Tensor
     ) -> Rounded:
         """A layer ``[out, n]`` at given scales."""
-        raise NotImplementedError
+        raise NotImplementedError  # each rounding has its own
 
     def _several(self, weight: Tensor, lower: Tensor, step: Tensor, kept: Tensor | None) -> Tensor:
         """Groups ``[groups, out, n]`` at given steps ``[groups, out]``, as integers."""

@@ -102,7 +102,7 @@ class _Walk:
 
     def __call__(self) -> Any:
         nodes, last = self.replay._nodes, self.replay._last
-        interpreter = Interpreter(self.replay.model)  # type: ignore[arg-type]
+        interpreter = Interpreter(self.replay.model)
         interpreter.env = self.values
         for number in range(self.replay.begins, len(nodes)):
             self._keep(number)

@@ -154,13 +154,14 @@ def measured_joint(points: Sequence[tuple[float | int, float, float, bool]]) -> 
     >>> measured_joint([(1000, 0.7, 0.01, True), (995, 0.8, 0.01, False), (990, 0.75, 0.01, False)])
     {0: 1}
     """
+    single = [(i, *point) for i, (*point, joint) in enumerate(points) if not joint]
     found = {}
     for place, (nbytes, score, error, joint) in enumerate(points):
         beside = [
-            i for i, (size, other, wide, also) in enumerate(points)
-            if joint and not also and abs(size - nbytes) <= ALIKE * nbytes and other - score > wide + error
+            i for i, size, other, wide in single
+            if abs(size - nbytes) <= ALIKE * nbytes and other - score > wide + error
         ]  # fmt: skip
-        if beside:
+        if joint and beside:
             found[place] = max(beside, key=lambda i: points[i][1])
     return found
 
