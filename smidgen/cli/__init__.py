@@ -20,7 +20,7 @@ from smidgen.errors import SmidgenError, UserError
 _HOMES = {
     "unpack": "unpacking", "downsample": "downsampling", "prune": "pruning", "serve": "serving", "bench": "benching",
     "bundle": "bundling", "sweep": "sweeping", "report": "reporting", "completion": "completion",
-    "distil": "training", "transfer": "training", "fastconv": "fast",
+    "distil": "training", "transfer": "training", "fastconv": "fast", "glimpse": "looking",
 }  # fmt: skip
 DONE, FAULT, USER_ERROR, NOT_MET, STOPPED = 0, 1, 2, 3, 130
 

@@ -21,7 +21,7 @@ from smidgen.cli.option_groups import (
 )
 from smidgen.cli.serving_options import add_serving
 from smidgen.cli.showing_options import add_report, add_sweep
-from smidgen.cli.training_options import add_recovery, add_training
+from smidgen.cli.training_options import add_glimpse, add_recovery, add_training
 from smidgen.errors import UserError
 
 COMMANDS = {
@@ -33,6 +33,7 @@ COMMANDS = {
     "fastconv": "compute each convolution the way that is fastest here: direct, Winograd, Fourier",
     "distil": "train a smaller network of your own to answer as a trained one does",
     "transfer": "teach a trained network other classes: a new last layer, trained alone and then with all others",
+    "glimpse": "put two small stages before a network, so that it reads a whole image only when it must",
     "apply": "carry out a saved plan.json again",
     "eval": "score any ONNX or TFLite file in its runtime",
     "report": "write the page of a result again, or of two side by side",
@@ -340,7 +341,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 _FILL = {
     "compress": _compress, "sweep": _sweep, "inspect": _inspect, "downsample": _downsample, "prune": _prune,
-    "fastconv": _fastconv, "apply": _apply, "distil": _distil, "transfer": _transfer,
+    "fastconv": _fastconv, "glimpse": add_glimpse, "apply": _apply, "distil": _distil, "transfer": _transfer,
     "eval": _eval, "report": add_report, "serve": _serve,
     "bench": _bench, "bundle": _bundle, "unpack": _unpack, "demo": _demo, "completion": add_completion,
 }  # fmt: skip

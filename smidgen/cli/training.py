@@ -26,7 +26,7 @@ def distil(options: argparse.Namespace) -> int:
 
     settings, training = common(options), read_training(options)
     given = (options.teacher, options.student, options.weights, options.student_weights)
-    return _run(options, given, lambda data, test, progress: run(
+    return run_training(options, given, lambda data, test, progress: run(
         options.teacher, options.student, data, training=training, temperature=options.temperature, mix=options.mix,
         features=options.features, search=options.search, test=test, weights=options.weights,
         student_weights=options.student_weights, metric=options.metric, checkpoint=options.checkpoint,
@@ -39,7 +39,7 @@ def transfer(options: argparse.Namespace) -> int:
     from smidgen.pipeline.transfer import transfer as run
 
     settings, training = common(options), read_training(options)
-    return _run(options, (options.model, options.weights), lambda data, test, progress: run(
+    return run_training(options, (options.model, options.weights), lambda data, test, progress: run(
         options.model, data, classes=options.classes, training=training, freeze_epochs=options.freeze_epochs,
         body_rate=options.body_rate, test=test, weights=options.weights, metric=options.metric,
         checkpoint=options.checkpoint, progress=progress, **settings,
@@ -60,9 +60,17 @@ def _compression(options: argparse.Namespace, settings: dict[str, Any]) -> Calla
     )
 
 
-def _run(
+def run_training(
     options: argparse.Namespace, given: tuple[str | None, ...], work: Work, further: Callable[..., Any] | None = None
 ) -> int:
+    """Open the data, train, and write what came out; compress that where it was asked for.
+
+    Args:
+        options: of the command.
+        given: files that it reads, which must not be written over.
+        work: (data, test, progress) → what was trained.
+        further: compresses the written network.
+    """
     from smidgen.recover.processes import leads
 
     if options.data is None:
@@ -92,4 +100,5 @@ def _run(
 def _tell(result: Trained, place: Path) -> None:
     print(result.table())
     print(result.verdict())
-    print(f"files: {', '.join(str(place / name) for name in ('model.onnx', 'model.safetensors', 'result.json'))}")
+    names = ["model.onnx", *(path.name for path in result.beside), "model.safetensors", "result.json"]
+    print(f"files: {', '.join(str(place / name) for name in names)}")

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from smidgen.cli.option_groups import add_data, add_network, add_output
 from smidgen.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +20,30 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     """The options that `read_training` reads, and ``--metric``."""
     _add_settings(parser.add_argument_group("training"), 1e-3)
     parser.add_argument("--metric", metavar="FILE.py:FUNCTION", help="your own metric instead of accuracy")
+
+
+def add_glimpse(parser: argparse.ArgumentParser) -> None:
+    """The options of ``smidgen glimpse``."""
+    add_network(parser, shape=False)
+    add_data(parser)
+    group = parser.add_argument_group("looking")
+    group.add_argument("--side", metavar="PIXELS", required=True, help="side of what the classifier sees: 36 or 32x28")
+    group.add_argument("--classifier", metavar="NETWORK", help="that reads crops (default: a copy of the network)")
+    group.add_argument(
+        "--boxes", metavar="FILE", help=".npy or .csv: x, y of the centre in -1 … 1 and the side, a row an input"
+    )
+    group.add_argument("--no-fallback", action="store_true", help="leave the network out: a crop's answer stands")
+    group.add_argument("--max-drop", metavar="POINTS", default="0.5%", help="that the short ways may lose (0.5%%)")
+    group.add_argument("--label-share", metavar="SHARE", type=float, default=0.5, help="of what is learned from (0.5)")
+    group.add_argument(
+        "--target", default="onnx", help="onnx; stages compressed to onnx-int8, onnx-w8 or onnx-fp16; or, without "
+        "fallback, tflite",
+    )  # fmt: skip
+    group = parser.add_argument_group("how small each stage becomes (one of these)")
+    group.add_argument("--ratio", metavar="TIMES", help="original bytes / written bytes: 4")
+    group.add_argument("--tradeoff", metavar="DIAL", help="from 0 (keep accuracy) to 1 (save bytes)")
+    add_training(parser)
+    add_output(parser)
 
 
 def add_recovery(parser: argparse.ArgumentParser) -> None:

@@ -1,14 +1,14 @@
 """glimpse(): a classifier that looks at a shrunken image first, then at a crop, and at everything only when unsure.
 
 load → divide the data → the network's answers and where it found them → train localizer and classifier
-     → from which certainty on a first look stands → export as one graph → measure
+     → (compress each stage) → from which certainty on a first look stands → export as one graph → measure
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from smidgen.budget import Budget
 from smidgen.calibrate.answers import as_logits, is_classifier, outputs_of
 from smidgen.data import Dataset
 from smidgen.errors import DataError, UserError, one_line
 from smidgen.export.glimpse import Stages, write_glimpse
 from smidgen.export.verify import verify
-from smidgen.measure.cost import onnx_cost
 from smidgen.measure.scores import Metric
 from smidgen.model.glimpse import Glimpse, Localizer, Look
 from smidgen.model.load import Network, load_network
+from smidgen.pipeline.glimpse_stages import (
+    SMALLER,
+    STRAIGHT,
+    check_target,
+    costs_of,
+    look_through,
+    verify_joined,
+    with_smaller,
+    write_straight,
+)
 from smidgen.pipeline.task import Data, Progress, Threads, as_data
 from smidgen.pipeline.training import Ground, check_classes, finish, open_ground, original_file, weights_digest
 from smidgen.pipeline.training import write_network as write_part
@@ -61,6 +71,8 @@ def glimpse(
     boxes: np.ndarray | None = None,
     fallback: bool = True,
     max_drop: float = POINTS,
+    target: str = "onnx",
+    budget: Budget | None = None,
     labels: float = 0.5,
     training: Training | None = None,
     test: Data = None,
@@ -90,6 +102,10 @@ def glimpse(
             image's, ``[inputs, 3]``; the network's own class-activation maps tell when None.
         fallback: whether the whole image is looked at when unsure; without, the network is not in the file.
         max_drop: percentage points of right answers that may be lost on the inputs that choose.
+        target: ``onnx``, or ``onnx-fp16``, ``onnx-w8`` or ``onnx-int8``: each stage is then compressed to it before the
+            thresholds are chosen. ``tflite`` (without fallback) writes the way through the crop, which has no branch,
+            beside the ONNX file.
+        budget: a ratio or a tradeoff that each stage keeps; with one, a target of ``onnx`` is compressed too.
         labels: their share of what is learned from, where there are some.
         training: of localizer and classifier; see `smidgen.Training`, its seed is ``seed``.
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
@@ -108,6 +124,7 @@ def glimpse(
     Raises:
         UserError: no classifier of images, parts that do not go together, or boxes that are none.
     """
+    check_target(target, budget, fallback=fallback)
     training = replace(training or Training(), seed=seed)
     side = (crop, crop) if isinstance(crop, int) else crop
     network = load_network(model, weights)
@@ -118,14 +135,23 @@ def glimpse(
         work = _Work(ground, network, side, device, progress)
         work.build(classifier, localizer, fallback, None if boxes is None else _by_item(boxes, given), seed)
         fitted = work.train(training, labels, None if checkpoint is None else Path(checkpoint))
+        work.write_stages()
+        if target in SMALLER or budget is not None:
+            work.compress(target, budget)
         sureness, warning = work.choose(max_drop)
         path = work.write()
-        files = {"original": original_file(network, ground), "glimpse": path}
-        return finish(
+        files, beside = {"original": original_file(network, ground)}, ()
+        if target == STRAIGHT:
+            beside = (write_straight(work.net, ground.example, path.with_suffix(".tflite"), ground.threads),)
+            files[STRAIGHT] = beside[0]
+        files["glimpse"] = path
+        done = finish(
             ground, files, work.net, training, fitted, kind="glimpse", name=network.name,
-            asked={"crop": list(side), "max_drop": max_drop, "labels": labels, "fallback": fallback},
+            asked={"crop": list(side), "max_drop": max_drop, "labels": labels, "fallback": fallback, "target": target,
+                   "budget": None if budget is None else budget.kind},
             glimpse=work.told(sureness, warning, path),
         )  # fmt: skip
+        return replace(done, beside=beside)
 
 
 def _by_item(boxes: np.ndarray, given: Dataset) -> Boxes:
@@ -222,40 +248,23 @@ class _Work:
 
     def _score(self) -> float:
         """Wrong crops and glances on the inputs that choose, and their distance from the network's answers."""
-        seen = self._seen(self.ground.roles.selection)
-        wrong = sum(float((each.argmax(1) != seen.labels).double().mean()) for each in (seen.crop, seen.glance))
-        apart = [(seen.full.log_softmax(1) - each.log_softmax(1)) * seen.full.softmax(1) for each in
-                 (seen.crop, seen.glance)]  # fmt: skip
-        return wrong + 0.1 * sum(float(each.sum(1).mean()) for each in apart)
-
-    def _seen(self, part: Dataset) -> Answers:
-        """What every stage answers."""
-        found: list[list[Tensor]] = [[], [], []]
+        part, full, found = self.ground.roles.selection, self.wanted[1], list[list[Tensor]]()
         with torch.no_grad():
             for batch in part.batches():
                 looks = self.net.looks(torch.from_numpy(batch).to(self.device))
-                for place, each in zip(found, (looks.glance, looks.crop, looks.box), strict=True):
-                    place.append(each.float().cpu())
-        glance, crop, self.boxes = (torch.cat(each) for each in found)
-        full = self.wanted[1]
-        known = part.labels
-        return Answers(glance, crop, full, full.argmax(1) if known is None else torch.from_numpy(known.copy()))
+                found.append([looks.glance.float().cpu(), looks.crop.float().cpu()])
+        firsts = [torch.cat(each) for each in zip(*found, strict=True)]
+        labels = full.argmax(1) if part.labels is None else torch.from_numpy(part.labels.copy())
+        wrong = sum(float((each.argmax(1) != labels).double().mean()) for each in firsts)
+        apart = [(full.log_softmax(1) - each.log_softmax(1)) * full.softmax(1) for each in firsts]
+        return wrong + 0.1 * sum(float(each.sum(1).mean()) for each in apart)
 
-    def choose(self, points: float) -> tuple[Sureness, str | None]:
-        """Thresholds by the inputs that choose, and whether the boxes mean anything."""
+    def write_stages(self) -> None:
+        """Each stage as a file of floats."""
         self.net.cpu().eval()
         self.device = "cpu"
-        self.costs = self._costs()
-        seen = self._seen(self.ground.roles.selection)
-        sureness = choose_sureness(seen, self.costs, points, self.net.full is not None)
-        self.net.sure.copy_(torch.tensor(sureness.sure))
-        return sureness, collapsed(self.boxes, self.aims[1])
-
-    def _costs(self) -> tuple[float, float, float]:
-        """Multiply-accumulates of the stages, counted from their files."""
         place, example = self.ground.folder.path, self.ground.example
         crop = Look(self.side)(example, torch.tensor([[0.0, 0.0, 1.0]]))
-        full = original_file(self.network, self.ground)
         parts = {"localizer": (self.net.localizer, example), "classifier": (self.net.classifier, crop)}
         for name, (part, given) in parts.items():
             write_part(load_network(part), part, replace(self.ground, example=given), place / f"{name}.onnx")
@@ -263,36 +272,60 @@ class _Work:
         if self.net.full is not None:
             write_part(self.network, self.net.full, self.ground, place / "full.onnx")
             self.stages = replace(self.stages, full=place / "full.onnx")
-        counts: Sequence[int | None] = [
-            onnx_cost(each)[1] for each in (self.stages.localizer, self.stages.classifier, full)
-        ]
+        self.floats = self.stages
+
+    def compress(self, target: str, budget: Budget | None) -> None:
+        """Each stage made smaller, as its file is; the modules stay as they were trained."""
+        ground = self.ground
+        self.stages = with_smaller(
+            self.stages, self.side, ground.roles.calibration, target, budget, ground.threads, ground.seed, self.progress
+        )  # fmt: skip
+
+    def choose(self, points: float) -> tuple[Sureness, str | None]:
+        """Thresholds by what the files answer to the inputs that choose, and whether the boxes mean anything."""
+        part, given = self.ground.roles.selection, self.wanted[1]
+        original = original_file(self.network, self.ground)
+        counts = costs_of(self.stages, original, self.side, self.ground.example.shape[1])
         if None in counts:
             raise UserError("glimpse: the network's multiplications cannot be counted; export it with fixed sizes")
-        look = 4 * self.side[0] * self.side[1] * example.shape[1]  # four products a pixel, bilinear
-        return float(counts[0] or 0), float((counts[1] or 0) + look), float(counts[2] or 0)
+        self.costs = [float(each or 0) for each in counts]
+        seen = look_through(self.stages, self.side, part, self.ground.threads)
+        labels = given.argmax(1) if part.labels is None else torch.from_numpy(part.labels.copy())
+        answers = Answers(seen.glance, seen.crop, given if seen.full is None else seen.full, labels, given)
+        sureness = choose_sureness(answers, self.costs, points, self.net.full is not None)
+        self.net.sure.copy_(torch.tensor(sureness.sure))
+        return sureness, collapsed(seen.box, self.aims[1])
+
+    @property
+    def sure(self) -> tuple[float, float]:
+        """From which certainty on answers stand."""
+        first, second = self.net.sure.tolist()
+        return first, second
 
     def write(self) -> Path:
-        """One graph, held against the module."""
-        path = self.ground.folder.path / "model.onnx"
-        first, second = self.net.sure.tolist()
-        write_glimpse(self.stages, self.side, (first, second), path)
-        verify(self.net, path, self.ground.one, self.ground.threads)
+        """One graph, held against the module, or against its stages where those are smaller than the module's."""
+        path, ground = self.ground.folder.path / "model.onnx", self.ground
+        write_glimpse(self.stages, self.side, self.sure, path)
+        if self.stages == self.floats:
+            verify(self.net, path, ground.one, ground.threads)
+        else:
+            verify_joined(path, self.stages, self.side, self.sure, ground.roles.selection, ground.threads)
         return path
 
     def told(self, sureness: Sureness, warning: str | None, path: Path) -> dict[str, Any]:
         """For the record: what is expected, and what the test inputs did."""
-        ends = np.zeros(3)
-        test = self.ground.roles.test
-        with torch.no_grad():
-            for batch in test.batches():
-                ends += np.bincount(self.net.ends(torch.from_numpy(batch)).numpy(), minlength=3)
-        shares = (ends / max(1, len(test))).tolist()
+        test, threads = self.ground.roles.test, self.ground.threads
+        seen = look_through(self.stages, self.side, test, threads, full=False)
+        ends = seen.ends(self.sure, fallback=self.stages.full is not None)
+        shares = (np.bincount(ends, minlength=3) / max(1, len(ends))).tolist()
         small, crop, full = self.costs
+        files = {"localizer": self.stages.localizer, "classifier": self.stages.classifier, "full": self.stages.full}
         return {
             "sure": list(sureness.sure), "warning": warning, "macs": {"localizer": small, "crop": crop, "full": full},
+            "nbytes": {name: None if each is None else each.stat().st_size for name, each in files.items()},
             "selection": {"shares": list(sureness.shares), "lost": sureness.lost, "expected_macs": sureness.macs},
             "test": {"shares": shares, "expected_macs": small + (1 - shares[0]) * crop + shares[2] * full},
-            "latency": mean_latency(original_file(self.network, self.ground), path, test, self.ground.threads),
+            "latency": mean_latency(original_file(self.network, self.ground), path, test, threads),
         }  # fmt: skip
 
 

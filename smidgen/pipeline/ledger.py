@@ -15,7 +15,7 @@ import numpy as np
 
 from smidgen.budget import format_size, parse_size
 from smidgen.errors import BudgetError
-from smidgen.measure.activations import Peak, peak_activations
+from smidgen.measure.activations import peak_of
 from smidgen.measure.ledger import FLOAT_BYTES, Weight, layer_weights, weigh, zipped_nbytes
 from smidgen.report.result import Result
 from smidgen.runtimes.micro import MICRO_END, arena_nbytes
@@ -90,7 +90,7 @@ def _site_weight(weight: np.ndarray, bias: np.ndarray | None) -> Weight:
 
 def _file(path: Path, opened: Path, entry: dict[str, Any]) -> dict[str, Any]:
     """A file's own line: as stored, zipped, its weights as floats, and the activations of what a runtime opens."""
-    peak, params = _peak(opened), entry.get("params")
+    peak, params = peak_of(opened), entry.get("params")
     told = {
         "nbytes": path.stat().st_size, "zipped_nbytes": zipped_nbytes(path),
         "memory_nbytes": None if params is None else FLOAT_BYTES * params,
@@ -101,14 +101,6 @@ def _file(path: Path, opened: Path, entry: dict[str, Any]) -> dict[str, Any]:
     if not path.name.endswith(MICRO_END):
         return told
     return {**told, "flash_bytes": told["nbytes"], "arena_bytes": arena_nbytes(path)}
-
-
-def _peak(opened: Path) -> Peak | None:
-    if opened.suffix == ".tflite":
-        from smidgen.measure.tflite_activations import tflite_peak  # LiteRT's schema is optional
-
-        return tflite_peak(opened)
-    return peak_activations(opened) if opened.suffix == ".onnx" else None
 
 
 def _grown(files: dict[str, dict[str, Any]]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from smidgen.data import Dataset
-from smidgen.measure.activations import peak_activation_bytes
-from smidgen.measure.cost import onnx_cost
+from smidgen.measure.activations import peak_of
+from smidgen.measure.cost import file_cost
 from smidgen.measure.scores import Judge, Loss, Metric, Scores
 from smidgen.measure.speed import compare_speed
 from smidgen.report.measured import Measured
@@ -28,7 +28,7 @@ def measured(
     *,
     comparable: bool = True,
 ) -> Measured:
-    """Count, time and score an ONNX file.
+    """Count, time and score a file.
 
     Args:
         original: the file it is compared with; perhaps the same.
@@ -48,11 +48,18 @@ def measured(
 
 
 def counted(original: Path, path: Path, one: np.ndarray, threads: int) -> Measured:
-    """Count and time an ONNX file, as `measured` does; nothing is scored."""
-    params, macs = onnx_cost(path)
+    """Count and time a file, as `measured` does; nothing is scored."""
+    params, macs = file_cost(path)
+    peak = peak_of(path)
     _, speed = compare_speed(original, path, one, threads)
     return Measured(
-        params, macs, path.stat().st_size, peak_activation_bytes(path), speed.median_ms, speed.speedup, speed.error
+        params or 0,
+        macs,
+        path.stat().st_size,
+        None if peak is None else peak.nbytes,
+        speed.median_ms,
+        speed.speedup,
+        speed.error,
     )
 
 

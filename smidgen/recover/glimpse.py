@@ -172,12 +172,14 @@ class Answers:
     Args:
         glance, crop, full: scores, ``[n, k]``.
         labels: classes; the full answers where there are none.
+        given: the scores of the network as it was given; ``full`` where that is what is asked when unsure.
     """
 
     glance: Tensor
     crop: Tensor
     full: Tensor
     labels: Int64[Tensor, " n"]
+    given: Tensor | None = None
 
     def right(self, stage: Tensor) -> NDArray[np.bool_]:
         """Whether each answer of a stage is right."""
@@ -191,7 +193,7 @@ class Sureness:
     Args:
         sure: of the glance and of the crop.
         shares: of the inputs that end at each stage: glance, crop, whole.
-        lost: percentage points of right answers beside the full network's.
+        lost: percentage points of right answers beside those of the network as it was given.
         macs: expected of one input.
     """
 
@@ -211,7 +213,7 @@ def choose_sureness(
     Args:
         answers: of the inputs that choose.
         costs: multiply-accumulates of the localizer, of crop and classifier, of the full network.
-        points: percentage points of right answers that may be lost beside the full network.
+        points: percentage points of right answers that may be lost beside the network as it was given.
         fallback: whether the full network is asked at all. Without it nothing may lose so little: then what loses the
             least.
 
@@ -222,6 +224,7 @@ def choose_sureness(
     """
     sure = [confidence(each).numpy() for each in (answers.glance, answers.crop)]
     right = [answers.right(each) for each in (answers.glance, answers.crop, answers.full)]
+    whole = right[2] if answers.given is None else answers.right(answers.given)
     tries = [sorted({0.0, NEVER, *np.quantile(each, np.linspace(0, 1, THRESHOLDS)).tolist()}) for each in sure]
     tries = tries if fallback else [tries[0], [0.0]]
     found = list[Sureness]()
@@ -229,7 +232,7 @@ def choose_sureness(
         leaves, looks = sure[0] >= first, sure[1] >= second
         stage = np.where(leaves, 0, np.where(looks, 1, 2))
         shares = [float((stage == number).mean()) for number in range(3)]
-        lost = 100 * float(right[2].mean() - np.choose(stage, right).mean())
+        lost = 100 * float(whole.mean() - np.choose(stage, right).mean())
         macs = costs[0] + (1 - shares[0]) * costs[1] + shares[2] * costs[2]
         found.append(Sureness((float(first), float(second)), (shares[0], shares[1], shares[2]), lost, macs))
     kept = [one for one in found if one.lost <= points + 1e-9]

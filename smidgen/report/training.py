@@ -34,6 +34,7 @@ class Trained:
         record: all of it as plain values.
         file: the trained network as ONNX, in a temporary folder until `save`.
         folder: the temporary folder, removed with the result.
+        beside: other files of the trained network.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class Trained:
     record: dict[str, Any]
     file: Path
     folder: Scratch
+    beside: tuple[Path, ...] = ()
 
     def table(self) -> str:
         """Before and after, measured on the written files, as text."""
@@ -75,7 +77,7 @@ class Trained:
         own = self.folder.path / ORIGINAL
 
         def write(draft: Path) -> None:
-            for path in (self.file, *([own] if own.is_file() else [])):
+            for path in (self.file, *self.beside, *([own] if own.is_file() else [])):
                 shutil.copyfile(path, draft / path.name)
             save_network(self.model, [], {}, draft / "model.safetensors")
             write_record(self.record, draft)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import smidgen
-from smidgen.errors import DataError, UserError
+from smidgen.errors import BudgetError, DataError, UserError
 from smidgen.measure.latency import Latency
 from smidgen.runtimes.opening import open_file
 
@@ -90,11 +91,55 @@ def test_the_file_answers_as_the_module_for_each_image(found, tmp_path):
     assert record["glimpse"]["latency"]["inputs"] == 60
 
 
+def quickly(**given):
+    """Boxes given, a short training."""
+    x, labels, boxes = spots(300, 0)
+    return smidgen.glimpse(
+        Brightest(), (torch.from_numpy(x), torch.from_numpy(labels)), 12, boxes=boxes, test=spots(40, 1)[:2],
+        training=smidgen.Training(epochs=3, batch=25, lr=5e-3), **given,
+    )  # fmt: skip
+
+
+def test_its_stages_are_compressed_and_the_graph_computes_in_integers(found):
+    small = quickly(target="onnx-int8")
+    told, before = small.record["glimpse"], found.record["glimpse"]
+    assert all(told["nbytes"][name] < 0.7 * nbytes for name, nbytes in before["nbytes"].items())
+    whole = onnx.load(small.file)
+    branches = [a.g for node in whole.graph.node for a in node.attribute if a.HasField("g")]
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in whole.graph.node}
+    assert any(node.op_type == "QuantizeLinear" for branch in branches for node in branch.node)
+    assert told["selection"]["lost"] <= 0.5 + 1e-9
+    assert sum(told["test"]["shares"]) == pytest.approx(1.0)
+    assert small.record["files"]["glimpse"]["nbytes"] < 0.7 * found.record["files"]["glimpse"]["nbytes"]
+
+
+def test_without_fallback_there_is_a_tflite_file_without_branches(tmp_path):
+    pytest.importorskip("litert_torch", reason="the tflite extra is not installed")
+    result = quickly(target="tflite", fallback=False)
+    folder = result.save(tmp_path / "looks")
+    assert {"model.onnx", "model.tflite"} <= {path.name for path in folder.iterdir()}
+    assert result.record["files"]["tflite"]["nbytes"] == (folder / "model.tflite").stat().st_size
+    assert result.record["files"]["tflite"]["test"]["score"] > 0.5
+    assert "tflite" in result.table()
+    x = torch.from_numpy(spots(5, 2)[0])
+    with torch.no_grad():
+        wanted = result.model.looks(x).crop.numpy()
+    with open_file(folder / "model.tflite", 1) as runner:
+        np.testing.assert_allclose(runner.run(x.numpy())[0], wanted, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "told"),
     [
         ({"crop": 64}, UserError, "a crop of 64×64 is no part of images of 48×48"),
         ({"max_drop": -1.0}, UserError, "max_drop=-1 points cannot be lost"),
+        (
+            {"target": "archive"},
+            BudgetError,
+            "there is no file of 'archive' with branches; give one of onnx",
+        ),
+        ({"target": "tflite"}, BudgetError, "tflite has no branches, and floats alone; leave fallback and budget out"),
+        ({"budget": smidgen.Budget(size="9 kB")}, BudgetError, "a size cannot be divided among its stages"),
         ({"boxes": np.zeros((3, 3))}, DataError, r"boxes of shape \[3, 3\] are not x, y and side of each of 40 inputs"),
         ({"training": smidgen.Training(epochs=1, batch=8, augment=("flip",))}, UserError, "flip would move"),
         ({"classifier": nn.Sequential(nn.Flatten(), nn.Linear(288, 5))}, UserError, "must answer with 2 scores"),
