@@ -32,7 +32,6 @@ from torch.nn import functional as F
 import smidgen
 from smidgen.errors import Refusal
 from smidgen.export.onnx_chain import chain_file
-from smidgen.export.onnx_fastconv import layer_file
 from smidgen.forms import Dense, Geometry, Stage, hollow
 from smidgen.measure.fastconv import Way, choose, direct_outputs, relative_error
 from smidgen.measure.latency import measure_latency
@@ -135,7 +134,10 @@ def measured(cell: Cell, threads: int) -> dict[str, Any]:
         except Refusal as reason:
             reasons[name] = str(reason)
             continue
-        files[name], modules[name] = layer_file(geometry, plan), FastConv2d(conv, plan).eval()
+        files[name], modules[name] = (
+            chain_file((Stage(Dense(hollow(), name), geometry),)),
+            FastConv2d(conv, plan).eval(),
+        )
     functions |= modules
     functions["torch.fft"] = library_fft(conv, cell.size)
     ways = _ways(direct, files, modules, geometry, threads)

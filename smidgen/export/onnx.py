@@ -26,12 +26,14 @@ from smidgen.errors import LoadError
 from smidgen.export.archive import Packed
 from smidgen.export.files import write_bytes
 from smidgen.export.halves import half_weight
+from smidgen.export.onnx_fastconv import Shared, fast_nodes
 from smidgen.export.onnx_integers import integer_weight, with_int4
 from smidgen.export.onnx_masked import masked_weight
 from smidgen.export.onnx_shared import shared_weight
 from smidgen.export.onnx_strip import drop_unused, strip
 from smidgen.export.torch_operators import read_once
 from smidgen.forms import HALVES, SPARSE, Codebook, Geometry, Quantized, Stage, stages, width
+from smidgen.forms.fastconv import fast_plan
 from smidgen.site import Site, Stored
 
 DOMAIN = "smidgen"
@@ -108,13 +110,14 @@ def fill(base: Base, sites: list[Site], stored: Mapping[str, Stored], target: st
     proto.CopyFrom(base.proto)
     graph = proto.graph
     by_name = {site.name: site for site in sites}
-    nodes = list(graph.node)
+    nodes, shared = list(graph.node), Shared()
     del graph.node[:]
     for node in nodes:
         if node.domain == DOMAIN:
-            graph.node.extend(_chain(graph, node, by_name[node.name], stored[node.name], target))
+            graph.node.extend(_chain(graph, node, by_name[node.name], stored[node.name], target, shared))
         else:
             graph.node.append(node)
+    graph.initializer.extend(shared.values())
     del proto.opset_import[:]
     proto.opset_import.extend(e for e in base.proto.opset_import if e.domain != DOMAIN)
     return with_int4(proto)
@@ -158,13 +161,20 @@ def _stage_names(site: str, count: int) -> list[str]:
 
 
 def _chain(
-    graph: onnx.GraphProto, marker: onnx.NodeProto, site: Site, stored: Stored, target: str
+    graph: onnx.GraphProto, marker: onnx.NodeProto, site: Site, stored: Stored, target: str, shared: Shared
 ) -> list[onnx.NodeProto]:
     chain = stages(stored.form, site.geometry)
     nodes, value = [], marker.input[0]
     for i, (prefix, stage) in enumerate(zip(_stage_names(site.name, len(chain)), chain, strict=True)):
         last = i == len(chain) - 1
         result = marker.output[0] if last else f"{marker.output[0]}.{i}"
+        plan = fast_plan(stage) if target == "onnx" else None
+        if plan is not None:
+            bias = stored.bias if last else None
+            made, tensors = fast_nodes(plan, stage.values, bias, value, result, prefix, shared)
+            graph.initializer.extend(tensors)
+            nodes, value = [*nodes, *made], result
+            continue
         weight, made = _weight(graph, stage, f"{prefix}.weight", target, turned=_turned(stage, marker))
         names = [value, weight]
         if last and stored.bias is not None:

@@ -5,8 +5,6 @@ Pad, Slice, Concat (where a map is cut) · MatMul, MatMul · Transpose · MatMul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,7 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from smidgen.export.files import write_bytes
-from smidgen.export.onnx import DOMAIN, Base, fill
-from smidgen.export.onnx_chain import IR_VERSION, OPSET, noise
-from smidgen.forms import Geometry
 from smidgen.numerics.fastconv import Bilinear, Line, transform_kernel
-from smidgen.site import Site, Stored
 
 Shared = dict[tuple[Any, ...], onnx.TensorProto]  # constants by shape, type and content
 
@@ -36,7 +29,7 @@ class _Writer:
         array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
         key = array.shape, array.dtype.str, array.tobytes()
         if key not in self.tensors:
-            self.tensors[key] = numpy_helper.from_array(array, f"{DOMAIN}.fast.{len(self.tensors)}")
+            self.tensors[key] = numpy_helper.from_array(array, f"smidgen.fast.{len(self.tensors)}")
         return self.tensors[key].name
 
     def add(self, kind: str, inputs: list[str], result: str, **attributes: Any) -> str:
@@ -45,66 +38,6 @@ class _Writer:
 
     def reshape(self, value: str, *shape: int) -> str:
         return self.add("Reshape", [value, self.constant(shape)], f"{value}r")
-
-
-def layer_file(geometry: Geometry, plan: Bilinear) -> bytes:
-    """An ONNX file of one fast convolution with a bias on one sample, its kernel noise; for timing.
-
-    Args:
-        geometry: of the layer.
-        plan: for it.
-    """
-    g = geometry
-    weight = noise(g.out_channels, g.in_channels, *g.kernel)
-    shared: Shared = {}
-    nodes, tensors = fast_nodes(plan, weight, noise(g.out_channels), "x", "y", "layer", shared)
-    tensors += shared.values()
-    ends = [
-        helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, g.in_channels, *g.in_size]),
-        helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, g.out_channels, *g.out_size]),
-    ]
-    graph = helper.make_graph(nodes, "layer", ends[:1], ends[1:], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    return model.SerializeToString()
-
-
-def write_fast(
-    base: Base, sites: list[Site], stored: Mapping[str, Stored], plans: Mapping[str, Bilinear], path: Path
-) -> int:
-    """Write a file in which some convolutions are fast ones.
-
-    Args:
-        base: from `smidgen.export.onnx.export_base`.
-        sites: the network's sites.
-        stored: form and bias by site name, as for `smidgen.export.onnx.write`.
-        plans: by site name; the other sites are written as they are stored.
-        path: file to write, replaced in one step.
-
-    Returns:
-        The file's size in bytes.
-
-    Raises:
-        OutputError: when the file cannot be written.
-    """
-    by_name = {site.name: site for site in sites}
-    ready = onnx.ModelProto()
-    ready.CopyFrom(base.proto)
-    shared: Shared = {}
-    nodes = list(ready.graph.node)
-    del ready.graph.node[:]
-    for node in nodes:
-        if node.domain == DOMAIN and node.name in plans:
-            site = by_name[node.name]
-            made, tensors = fast_nodes(
-                plans[node.name], site.weight, stored[node.name].bias, node.input[0], node.output[0], node.name, shared
-            )
-            ready.graph.node.extend(made)
-            ready.graph.initializer.extend(tensors)
-        else:
-            ready.graph.node.append(node)
-    ready.graph.initializer.extend(shared.values())
-    whole = fill(Base(ready, base.sites, base.norms, base.dynamic_batch), sites, stored)
-    return write_bytes(whole.SerializeToString(), path)
 
 
 def fast_nodes(

@@ -33,10 +33,23 @@ from smidgen.forms.geometry import Geometry
 from smidgen.forms.rebuild import dense, describe, leaves, rank, replace_last, reshaped, shape, with_leaves
 from smidgen.forms.scales import nearest_exponents, scales
 from smidgen.forms.stages import Stage, stages
-from smidgen.forms.types import CP, Codebook, Dense, Form, Leaf, LowRank, Masked, Quantized, Spatial, Tucker2, hollow
+from smidgen.forms.types import (
+    CP,
+    DIRECT,
+    Codebook,
+    Dense,
+    Form,
+    Leaf,
+    LowRank,
+    Masked,
+    Quantized,
+    Spatial,
+    Tucker2,
+    hollow,
+)
 
 __all__ = [
-    "CP", "FLOATS", "HALVES", "NARROW", "ONE_SCALE",
+    "CP", "DIRECT", "FLOATS", "HALVES", "NARROW", "ONE_SCALE",
     "SHARED", "SPARSE", "STATIC", "WIDTHS", "Codebook", "Dense", "Form",
     "Geometry", "Leaf", "LowRank", "Masked", "Quantized", "Spatial", "Stage", "Tucker2", "dense", "describe",
     "hollow", "leaves", "macs", "masked_pays", "nbytes", "nearest_exponents", "params", "rank", "replace_last",

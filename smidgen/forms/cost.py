@@ -6,7 +6,7 @@ import numpy as np
 
 from smidgen.forms.geometry import Geometry
 from smidgen.forms.stages import Stage, stages
-from smidgen.forms.types import Codebook, Form, Masked, Quantized
+from smidgen.forms.types import DIRECT, Codebook, Form, Masked, Quantized
 
 # Bytes one layer adds to a stripped ONNX file beside its weights: node, attributes, tensor header and short names.
 # Measured on files written by smidgen.export (106 for a convolution, 58 for a Gemm); the difference does not matter.
@@ -136,6 +136,10 @@ def _stage_nbytes(stage: Stage, bits: int | None, target: str) -> int:
         return _float_nbytes(stage.params, target) + TFLITE_OVERHEAD
     if bits is None and target == "executorch":
         return FLOAT_BYTES * stage.params + EXECUTORCH_OVERHEAD
+    if target == "onnx" and stage.algorithm != DIRECT:
+        from smidgen.forms.fastconv import fast_nbytes  # torch, which unpacking an archive does without
+
+        return fast_nbytes(stage)
     if bits is None:
         floats = _float_nbytes(stage.params, target)
         if target == SPARSE and isinstance(stage.weight, Masked):

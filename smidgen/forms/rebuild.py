@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from smidgen.forms.scales import scales
-from smidgen.forms.types import CP, Codebook, Dense, Form, Leaf, LowRank, Masked, Quantized, Spatial, Tucker2
+from smidgen.forms.types import CP, DIRECT, Codebook, Dense, Form, Leaf, LowRank, Masked, Quantized, Spatial, Tucker2
 
 
 def dense(form: Form) -> np.ndarray:
@@ -184,7 +184,9 @@ def replace_last(form: Form, values: np.ndarray) -> Form:
     match form:
         case Masked():
             return Masked(values)
-        case Dense() | Quantized() | Codebook():
+        case Dense():
+            return replace(form, values=values)
+        case Quantized() | Codebook():
             return Dense(values)
         case LowRank() | Spatial():
             return replace(form, u=Dense(values))
@@ -206,14 +208,14 @@ def rank(form: Form) -> int | None:
 
 
 def describe(form: Form) -> str:
-    """Short name of a form for tables: ``dense``, ``quantized``, ``pruned``, ``low-rank``, ``spatial``, …
+    """Short name of a form for tables: ``dense``, ``winograd4``, ``quantized``, ``pruned``, ``low-rank``, …
 
     >>> describe(LowRank(v=Dense(np.zeros((1, 3))), u=Dense(np.zeros((4, 1))), core=Dense(np.zeros((1, 1)))))
     'low-rank (3 factors)'
     """
     match form:
-        case Dense():
-            return "dense"
+        case Dense(_, algorithm):
+            return "dense" if algorithm == DIRECT else algorithm
         case Quantized():
             return "quantized"
         case Codebook():

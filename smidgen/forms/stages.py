@@ -13,7 +13,7 @@ import numpy as np
 
 from smidgen.forms.geometry import Geometry
 from smidgen.forms.rebuild import dense, shape
-from smidgen.forms.types import CP, Codebook, Dense, Form, LowRank, Masked, Quantized, Spatial, Tucker2
+from smidgen.forms.types import CP, DIRECT, Codebook, Dense, Form, LowRank, Masked, Quantized, Spatial, Tucker2
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,11 @@ class Stage:
     def values(self) -> np.ndarray:
         """The layer's weight in its storage shape."""
         return dense(self.weight).reshape(self.shape)
+
+    @property
+    def algorithm(self) -> str:
+        """By which it is computed; see `Dense`."""
+        return self.weight.algorithm if isinstance(self.weight, Dense) else DIRECT
 
     @property
     def params(self) -> int:

@@ -11,6 +11,8 @@ from typing import Union
 
 import numpy as np
 
+DIRECT = "direct"  # the algorithm that every runtime has
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
@@ -18,6 +20,8 @@ class Dense:
 
     Args:
         values: the weight as its layer stores it, ``[out, inp, *kernel]``.
+        algorithm: by which its convolution is computed; see `smidgen.forms.fastconv`. An ONNX file of floats holds the
+            kernel that it needs; everything else holds the weight, and computes directly.
 
     >>> import numpy as np
     >>> Dense(np.zeros((4, 3), np.float32)).values.shape
@@ -25,6 +29,7 @@ class Dense:
     """
 
     values: np.ndarray
+    algorithm: str = DIRECT
 
 
 @dataclass(frozen=True, eq=False)

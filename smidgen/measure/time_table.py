@@ -23,7 +23,7 @@ from pathlib import Path
 import onnxruntime
 
 from smidgen.errors import one_line
-from smidgen.forms import Stage
+from smidgen.forms import DIRECT, Stage
 
 VERSION = 1  # of what is timed and how; another number starts an empty table
 LARGEST_NBYTES = 64 << 20  # of the file; some 70 bytes an entry
@@ -69,7 +69,9 @@ def chain_key(chain: Sequence[Stage], threads: int) -> str:
         chain: from `smidgen.forms.stages`.
         threads: of the runtime.
     """
-    told = [[stage.geometry.to_dict() for stage in chain], threads, onnxruntime.__version__, processor()]
+    told: list[object] = [[stage.geometry.to_dict() for stage in chain], threads, onnxruntime.__version__, processor()]
+    fast = {i: stage.algorithm for i, stage in enumerate(chain) if stage.algorithm != DIRECT}
+    told += [fast] if fast else []
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:20]
 
 

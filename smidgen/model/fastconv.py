@@ -17,18 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from smidgen.budget import format_size
 from smidgen.errors import Refusal, UserError
-from smidgen.forms import Geometry
+from smidgen.forms import DIRECT, Geometry
+from smidgen.forms.fastconv import ALGORITHMS, plan_fft, plan_layer, plan_winograd
 from smidgen.model.replace import put
 from smidgen.model.sites import contained, find_sites
-from smidgen.numerics.fastconv import Bilinear, convolve, fourier, matrices, transform_kernel, winograd
+from smidgen.numerics.fastconv import Bilinear, convolve, matrices, transform_kernel
 from smidgen.site import Site
 
-DIRECT = "direct"
-# Outputs m of F(m, r), by the algorithm's name; None is no Winograd.
-ALGORITHMS: dict[str, int | None] = {"winograd2": 2, "winograd4": 4, "fft": None}
-# Points of Winograd's transform along an axis: beyond, the answers lose more than 1e-4 in float32 (F(4, 7): 7e-4).
-MOST_POINTS = 8
+LARGEST_NBYTES = 512 << 20  # of a kernel; a file of more than 2 GB no ONNX reader takes
 
 
 @dataclass(frozen=True)
@@ -122,35 +120,6 @@ class FFTConv2d(FastConv2d):
         super().__init__(conv, plan_fft(geometry_of(conv, size)))
 
 
-def plan_layer(geometry: Geometry, algorithm: str) -> Bilinear:
-    """How an algorithm computes a layer.
-
-    Args:
-        geometry: of the layer.
-        algorithm: one of `ALGORITHMS`.
-
-    Raises:
-        Refusal: it does not cover such a layer; the message is the reason.
-    """
-    outputs = ALGORITHMS[algorithm]
-    return plan_fft(geometry) if outputs is None else plan_winograd(geometry, outputs)
-
-
-def plan_winograd(geometry: Geometry, outputs: int) -> Bilinear:
-    """Winograd's algorithm for a layer; see `plan_layer`."""
-    _covered(geometry)
-    if outputs + max(geometry.kernel) - 1 > MOST_POINTS:
-        raise Refusal(f"F({outputs}, {max(geometry.kernel)}) loses too many digits; at most {MOST_POINTS} points")
-    return winograd(_two(geometry.in_size), _two(geometry.kernel), _two(geometry.padding), outputs)
-
-
-def plan_fft(geometry: Geometry) -> Bilinear:
-    """Fourier's for a layer; see `plan_layer`."""
-    _covered(geometry)
-    channels = geometry.in_channels, geometry.out_channels
-    return fourier(_two(geometry.in_size), _two(geometry.kernel), _two(geometry.padding), channels)
-
-
 def geometry_of(conv: nn.Conv2d, size: tuple[int, int]) -> Geometry:
     """The geometry of a layer on a map.
 
@@ -230,10 +199,21 @@ There are: winograd2, winograd4, fft, direct
 
 
 def plan_site(site: Site, algorithm: str) -> Bilinear:
-    """How an algorithm computes a site of a network; see `plan_layer`."""
+    """How an algorithm computes a site of a network; see `smidgen.forms.fastconv.plan_layer`.
+
+    Args:
+        site: the layer.
+        algorithm: one of `ALGORITHMS`.
+
+    Raises:
+        Refusal: it does not cover the layer, or needs a kernel larger than a file can hold.
+    """
     if site.refusal is not None:
         raise Refusal(site.refusal)
-    return plan_layer(site.geometry, algorithm)
+    plan = plan_layer(site.geometry, algorithm)
+    if plan.growth * site.weight.nbytes > LARGEST_NBYTES:
+        raise Refusal(f"its kernel would take more than {format_size(LARGEST_NBYTES)}")
+    return plan
 
 
 def _fast(layer: nn.Module, plan: Bilinear, algorithm: str) -> FastConv2d:
@@ -244,23 +224,5 @@ def _fast(layer: nn.Module, plan: Bilinear, algorithm: str) -> FastConv2d:
     return made.train(layer.training)
 
 
-def _covered(g: Geometry) -> None:
-    """Refusal where neither algorithm computes such a layer."""
-    if g.kind != "conv" or len(g.kernel) != 2:
-        raise Refusal("no convolution of two axes")
-    if g.groups > 1:
-        raise Refusal(f"{g.groups} groups")
-    if max(g.kernel) == 1:
-        raise Refusal("1×1 kernel, a plain product already")
-    for what, values in (("stride", g.stride), ("dilation", g.dilation)):
-        if max(values) > 1:
-            raise Refusal(f"{what} {'×'.join(map(str, values))}")
-
-
 def _numbers(conv: nn.Conv2d) -> tuple[int, ...]:
     return (0, 0) if isinstance(conv.padding, str) else tuple(conv.padding)
-
-
-def _two(values: tuple[int, ...]) -> tuple[int, int]:
-    first, second = values
-    return first, second

@@ -8,6 +8,7 @@ and on what is left of it, and the better one is taken (`channels.py`).
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ from smidgen.pipeline.running import Asked, Methods, concluded, guards, run, sea
 from smidgen.pipeline.targets import check_given, check_targets
 from smidgen.pipeline.task import Data, Progress, Task, Threads, as_data, open_task
 from smidgen.pipeline.workshop import Workshop
+from smidgen.planning.fastconv import with_fast
 from smidgen.planning.plan import Plan, plan_from_json
 from smidgen.planning.realise import Refit
 from smidgen.planning.search import Outcome
@@ -229,13 +231,17 @@ def apply(
     parsed.check(task.prepared.sites)
     check_given([parsed.target], task.roles)
     task = task if parsed.equalised is None else with_equalised(task, parsed.equalised)
-    needed = sorted({c.method for c in parsed.choices if c.method is not None})
+    needed = sorted({c.method for c in parsed.choices if c.method is not None and not c.fast})
     targets = check_targets(parsed.target)
     rounding = next((name for name in parsed.settings if name in {**roundings(), **sharings()}), None)
     options, _ = candidates(task, needed, progress, parsed.settings, targets[0], rounding)
+    fast = {str(c.method) for c in parsed.choices if c.fast}
+    options = with_fast(options, fast)
     with Threads(task.threads):
         mode = cast(Refit, parsed.moved) if any(c.rounded for c in parsed.choices) else None
-        work = Workshop(task, options, refit, progress, targets=targets, mode=mode)
+        # Whoever made a plan with larger kernels allowed for them.
+        most = sys.maxsize if fast else None
+        work = Workshop(task, options, refit, progress, targets=targets, mode=mode, most=most)
         trial = work.trial(replace(parsed, **work.circumstances))
         outcome = Outcome(trial, met=True, note=_differences(parsed, trial.plan))
         result = work.finish(outcome, Budget(), time.perf_counter() - started)

@@ -9,27 +9,28 @@ keeps its own order of channels between convolutions. So the whole file decides,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from smidgen.budget import format_size, parse_size
+from smidgen.budget import parse_size
 from smidgen.errors import BudgetError, Refusal, UserError
 from smidgen.export.onnx import write
 from smidgen.export.onnx_chain import chain_file, input_shape
-from smidgen.export.onnx_fastconv import layer_file, write_fast
 from smidgen.export.verify import verify
-from smidgen.forms import Dense, Form, Stage, dense, hollow, stages
+from smidgen.forms import DIRECT, Dense, Form, Stage, dense, hollow, stages
+from smidgen.forms.fastconv import ALGORITHMS
 from smidgen.measure.fastconv import Way, choose, direct_outputs, relative_error
 from smidgen.measure.layers import time_chains
 from smidgen.measure.speed import compare_speed
 from smidgen.methods import methods
-from smidgen.model.fastconv import ALGORITHMS, DIRECT, check_algorithm, plan_site, with_fast_convs
+from smidgen.model.fastconv import check_algorithm, plan_site, with_fast_convs
 from smidgen.model.replace import with_forms
-from smidgen.numerics.fastconv import Bilinear, convolve, transform_kernel
+from smidgen.numerics.fastconv import convolve, transform_kernel
+from smidgen.pipeline.fast_files import TIMES, halves, surely_fastest
 from smidgen.pipeline.task import Data, Progress, Task, Threads, one_input, open_task
 from smidgen.report.fastconv import FastConvs, LayerRow, Trial
 from smidgen.report.record import versions
@@ -37,8 +38,6 @@ from smidgen.report.result import Scratch
 from smidgen.site import Curvature, Site, Stored, untouched
 
 LAYER_SECONDS = 3.0  # for all ways of one layer
-TIMES = 3  # that a file and the original are opened afresh and timed: the verdict hangs on it
-LARGEST_NBYTES = 512 << 20  # of a kernel; a file of more than 2 GB no ONNX reader takes
 SPATIAL = "spatial"  # factors of the kernel, where some loss is allowed
 RANKS = 12  # of them that are tried, in closed form
 
@@ -105,14 +104,12 @@ class _Layer:
     Args:
         site: the layer.
         ways: timed, the direct one first.
-        plans: by algorithm.
         form: its factors, where they are among the ways.
         reasons: why an algorithm is not among them.
     """
 
     site: Site
     ways: tuple[Way, ...]
-    plans: dict[str, Bilinear] = field(default_factory=dict)
     form: Form | None = None
     reasons: tuple[str, ...] = ()
 
@@ -158,26 +155,20 @@ class _Work:
         taken = choose([layer.ways for layer in layers], spare)
         chosen = {layer.site.name: (layer, layer.ways[i]) for layer, i in zip(layers, taken, strict=True) if i}
         files = self._files(chosen, most)
-        best = 0
-        for place, file in enumerate(files):
-            # One standard error above: a file that is faster by luck alone is not taken.
-            if file.trial.speedup - file.trial.error > files[best].trial.speedup:
-                best = place
-        return self._told(layers, files, best, most)
+        return self._told(
+            layers, files, surely_fastest([(file.trial.speedup, file.trial.error) for file in files]), most
+        )
 
     def _files(self, chosen: Ways, most: int | None) -> list[_File]:
         """The original, a file with all that was chosen, with the half of it that gains most alone, …"""
         latency, _ = compare_speed(self.original, self.original, one_input(self.task), self.task.threads)
         first = Trial(0, self.original.stat().st_size, latency.median_ms, 1.0, 0.0)
         files = [_File(self.original, first, {})]
-        by_gain = sorted(chosen, key=lambda name: chosen[name][1].ms - chosen[name][0].ways[0].ms)
-        while by_gain:
-            self.progress(f"file with {len(by_gain)} changed", 0, 0)
-            file = self._file({name: chosen[name] for name in by_gain}, len(files))
+        for names in halves(sorted(chosen, key=lambda name: chosen[name][1].ms - chosen[name][0].ways[0].ms)):
+            self.progress(f"file with {len(names)} changed", 0, 0)
+            file = self._file({name: chosen[name] for name in names}, len(files))
             if most is None or file.trial.nbytes <= most:
                 files.append(file)
-            # What gains least alone is most likely lost to what the runtime joins in the whole file.
-            by_gain = by_gain[: len(by_gain) // 2]
         return files
 
     def _layer(self, site: Site) -> _Layer:
@@ -185,11 +176,8 @@ class _Work:
         plans, reasons, files = {}, [], {}
         for name in self.algorithms:
             try:
-                plan = plan_site(site, name)
-                if plan.growth * site.weight.nbytes > LARGEST_NBYTES:
-                    raise Refusal(f"its kernel would take more than {format_size(LARGEST_NBYTES)}")
-                files[name] = layer_file(site.geometry, plan)
-                plans[name] = plan
+                plans[name] = plan_site(site, name)
+                files[name] = chain_file((Stage(Dense(hollow(), name), site.geometry),))
             except Refusal as reason:
                 reasons.append(f"not {name}: {reason}")
         form = None if self.low_rank is None else _factors(site, self.low_rank, reasons)
@@ -215,36 +203,29 @@ class _Work:
             found = direct_outputs(dense(form).reshape(site.weight.shape), site.geometry, x)
             nbytes = 4 * sum(stage.params for stage in stages(form, site.geometry))
             ways.append(Way(SPATIAL, ms * shares[SPATIAL], nbytes, relative_error(found, wanted)))
-        return _Layer(site, tuple(ways), plans, form, tuple(dict.fromkeys(reasons)))
+        return _Layer(site, tuple(ways), form, tuple(dict.fromkeys(reasons)))
 
     def _file(self, chosen: Ways, number: int) -> _File:
         """Write a network, open it again, hold it against torch and time it beside the original."""
         task, path = self.task, self.folder.path / f"trial{number}.onnx"
-        stored, plans = self._stored(chosen)
-        write_fast(task.prepared.base, self.sites, stored, plans, path)
+        write(task.prepared.base, self.sites, self.stored | self._stored(chosen), path)
         verify(self._module(chosen), path, one_input(task), task.threads)
         _, speed = compare_speed(self.original, path, one_input(task), task.threads, times=TIMES)
         trial = Trial(len(chosen), path.stat().st_size, speed.median_ms, speed.speedup, speed.error)
         return _File(path, trial, chosen)
 
-    def _stored(self, chosen: Ways) -> tuple[dict[str, Stored], dict[str, Bilinear]]:
-        """Forms of all sites, and plans of those that are not written as a form."""
-        plans = {
-            name: layer.plans[way.algorithm] for name, (layer, way) in chosen.items() if way.algorithm in layer.plans
-        }
-        forms = {
-            name: Stored(layer.form, layer.site.bias)
-            for name, (layer, _) in chosen.items()
-            if name not in plans and layer.form is not None
-        }
-        return self.stored | forms, plans
+    def _stored(self, chosen: Ways) -> dict[str, Stored]:
+        """Forms of the sites that are not direct."""
+        return {
+            name: Stored(layer.form if way.algorithm == SPATIAL and layer.form is not None
+                         else Dense(layer.site.weight, way.algorithm), layer.site.bias)
+            for name, (layer, way) in chosen.items()
+        }  # fmt: skip
 
     def _module(self, chosen: Ways) -> nn.Module:
         """The same in torch."""
-        stored, plans = self._stored(chosen)
-        forms = {name: stored[name] for name in chosen if name not in plans}
-        model = with_forms(self.task.prepared.module, self.sites, forms)
-        algorithms = {name: chosen[name][1].algorithm for name in plans}
+        model = with_forms(self.task.prepared.module, self.sites, self._stored(chosen))
+        algorithms = {name: way.algorithm for name, (_, way) in chosen.items() if way.algorithm != SPATIAL}
         return with_fast_convs(model, self.task.example[:1], algorithms)[0]
 
     def _told(self, layers: list[_Layer], files: list[_File], best: int, most: int | None) -> FastConvs:

@@ -7,7 +7,7 @@ file, runs it in its runtime on the selection inputs, and says what it measured.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
@@ -18,6 +18,7 @@ from smidgen.errors import BudgetError, PlanError
 from smidgen.methods import AnyMethod, Pruning, prunings, sharings
 from smidgen.methods._ranks import told_ranks
 from smidgen.pipeline.equalise import better_equalised
+from smidgen.pipeline.fast_files import with_gaining
 from smidgen.pipeline.ledger import with_ledger
 from smidgen.pipeline.micro import with_sources
 from smidgen.pipeline.options import candidates
@@ -27,9 +28,10 @@ from smidgen.pipeline.times import with_times
 from smidgen.pipeline.workshop import Workshop, in_words
 from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
 from smidgen.planning.candidates import Options
+from smidgen.planning.fastconv import with_fast
 from smidgen.planning.pace import guarded, saved_ms, spend_ms
 from smidgen.planning.plan import Plan
-from smidgen.planning.search import Outcome, PlanAt, Trial, search_drop, search_size
+from smidgen.planning.search import Outcome, Trial, cheapest, search_drop, search_size
 from smidgen.planning.search_time import search_time
 from smidgen.planning.sparsity import pruned_plan
 from smidgen.report.result import Result
@@ -38,6 +40,7 @@ from smidgen.site import Curvature
 
 DEFAULT_POINTS = 1.0  # with no budget given: the smallest file that agrees on 99 % of the selection inputs
 DEFAULT_TRADEOFF = 0.5  # with no budget and no data
+DEAREST = 1e9  # times the middle price of a millisecond: only time counts, and bytes may still have a price
 
 Methods = str | Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -108,9 +111,14 @@ def run(task: Task, asked: Asked, curvatures: Mapping[str, Curvature] | None = N
                           "give target onnx-sparse or archive, or no budget")  # fmt: skip
     # Zeros take as long as other weights: there is nothing to time.
     guard = (guards(budget, target) and not pruning_chosen(chosen)) if asked.guard is None else asked.guard
+    fast = budget.timed and target == "onnx" and asked.methods == "auto"
+    options = with_fast(options) if fast else options
     if guard or budget.timed:
         options = with_times(options, task.threads, progress)
-    work = Workshop(task, options, asked.refit, progress, budget, targets=asked.targets)
+    most = asked.max_flash if budget.timed else None
+    work = Workshop(task, options, asked.refit, progress, budget, targets=asked.targets, most=most)
+    if fast:
+        options = with_gaining(task, options, work.original, work.folder.path, progress)
     allowed = guarded(options) if guard else options
     if asked.recovery is None:
         return Run(task, work, allowed, chosen, search(work, budget, allowed, chosen))
@@ -181,7 +189,7 @@ def search(
         plan = replace(pruned_plan(options, chosen), **work.circumstances) if pruned else plan_at(inf)
         return Outcome(work.trial(plan), met=True)
     if budget.timed:
-        return _search_time(work, budget, options, lambda price_ms: plan_at(0.0, price_ms))
+        return _search_time(work, budget, options, plan_at)
     middle = price_of_tradeoff(0.5, options) or 1.0
     if budget.kind == "tradeoff" or (budget.kind == "default" and work.judge is None):
         dial = DEFAULT_TRADEOFF if budget.tradeoff is None else budget.tradeoff
@@ -236,9 +244,11 @@ def check_ranks(options: Sequence[Options], chosen: Mapping[str, AnyMethod]) -> 
         raise PlanError(f"compress: no layer takes {told_ranks(chosen[name].settings)}: {shown}")
 
 
-def _search_time(work: Workshop, budget: Budget, options: list[Options], plan_at: PlanAt) -> Outcome:
-    """The search where time has the price, in shares of the time that is asked for."""
-    whole_ms = work.original_ms
+def _search_time(
+    work: Workshop, budget: Budget, options: list[Options], plan_at: Callable[[float, float], Plan]
+) -> Outcome:
+    """The search where time has the price, in shares of the time that is asked for; bytes keep to a limit."""
+    whole_ms, most = work.original_ms, work.most_of(options)
 
     def share(trial: Trial) -> float:
         assert trial.latency_ms is not None
@@ -248,8 +258,18 @@ def _search_time(work: Workshop, budget: Budget, options: list[Options], plan_at
     # A share of the limit in milliseconds by the layers' times.
     limit_ms = budget.latency_ms or whole_ms / (budget.faster or 1.0)
     layers_ms = sum(float(option.times[0]) for option in options if option.times is not None)
+    middle = price_of_tradeoff(0.5, options) or 1.0
+    middle_ms = sum(option.worth for option in options) / max(layers_ms, 1e-9) or 1.0
+
+    def within(price_ms: float) -> Plan:
+        plan = plan_at(0.0, price_ms)
+        if plan.nbytes <= most:
+            return plan
+        # Kernels of fast convolutions are larger: bytes get the lowest price at which the file is small enough.
+        price_ms = min(price_ms, DEAREST * middle_ms)
+        return cheapest(lambda price: plan_at(price, price_ms), lambda plan: plan.nbytes <= most, middle)
+
     return search_time(
-        plan_at, work.trial, share, lambda plan: (whole_ms - saved_ms(options, plan)) / limit_ms,
-        sum(option.worth for option in options) / max(layers_ms, 1e-9) or 1.0,
-        spend=lambda plan, spare: spend_ms(options, plan, spare * limit_ms), asked=in_words(budget),
+        within, work.trial, share, lambda plan: (whole_ms - saved_ms(options, plan)) / limit_ms, middle_ms,
+        spend=lambda plan, spare: spend_ms(options, plan, spare * limit_ms, most - plan.nbytes), asked=in_words(budget),
     )  # fmt: skip

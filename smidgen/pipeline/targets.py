@@ -21,13 +21,13 @@ from smidgen.export.executorch import to_executorch, to_executorch_int8
 from smidgen.export.files import write_bytes
 from smidgen.export.halves import halved
 from smidgen.export.micro import check_operators, for_micro
-from smidgen.export.onnx import integer_tensors, write
+from smidgen.export.onnx import fill, integer_tensors, write
 from smidgen.export.onnx_strip import shortened
 from smidgen.export.prepare import Prepared
 from smidgen.export.static import write_static
 from smidgen.export.tflite import to_tflite
 from smidgen.export.tflite_static import calibrated
-from smidgen.forms import FLOATS, SHARED, SPARSE, STATIC, Quantized, leaves, width
+from smidgen.forms import DIRECT, FLOATS, SHARED, SPARSE, STATIC, Dense, Quantized, dense, leaves, width
 from smidgen.model.replace import with_forms
 from smidgen.planning.widths import in_integers
 from smidgen.runtimes.executorch import require_executorch
@@ -132,12 +132,21 @@ def packed_archive(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path)
 
 def _packed(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> tuple[bytes, dict[str, Packed]]:
     """The ONNX file with its weights' shortest names, and the integers behind them."""
-    model, names = shortened(onnx.read_bytes())
+    model, names = shortened(_direct(prepared, stored, onnx))
     integers = integer_tensors(prepared.base, prepared.sites, stored)
     for name, form in viewed(stored, image_shapes(prepared.base, prepared.sites)).items():
         if not integers[f"{name}.weight"].transposed:
             integers[f"{name}.weight"] = Packed(form)
     return model, {names.get(name, name): each for name, each in integers.items()}
+
+
+def _direct(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> bytes:
+    """The ONNX file without the larger kernels of fast convolutions: an archive is for storing and sending."""
+    fast = {name: one for name, one in stored.items() if isinstance(one.form, Dense) and one.form.algorithm != DIRECT}
+    if not fast:
+        return onnx.read_bytes()
+    plain = {name: replace(one, form=Dense(dense(one.form))) for name, one in fast.items()}
+    return fill(prepared.base, prepared.sites, {**stored, **plain}).SerializeToString()
 
 
 def huffman_archive(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> Path:

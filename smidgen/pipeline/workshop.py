@@ -54,6 +54,7 @@ class Workshop:
             it is one of time they are timed.
         targets: the files wanted; a budget binds the first.
         mode: what a refit moves in layers of integers; found by measurement when None.
+        most: bytes that the first target's file may have; those of the original when None.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Workshop:
         *,
         targets: Sequence[str] = ("onnx",),
         mode: Refit | None = None,
+        most: int | None = None,
     ) -> None:
         self.task, self.options, self.progress, self.targets = task, options, progress, tuple(targets)
         self.circumstances: dict[str, Any] = {
@@ -86,6 +88,7 @@ class Workshop:
         self.original = self._original()
         self.judge = self._judge(budget is not None and budget.kind == "default")
         self.timed = budget is not None and budget.timed
+        self.most = self.original.stat().st_size if most is None else most
 
     def trial(self, plan: Plan) -> Trial:
         """Realise, write, run in the runtime, score on the selection inputs."""
@@ -125,6 +128,11 @@ class Workshop:
             task.prepared, realised.stored, realised.model, path, inputs, held, one_input(task), task.threads,
             self.targets[0], realised.activations,
         )  # fmt: skip
+
+    def most_of(self, options: Sequence[Options]) -> int:
+        """Bytes that the layers may take together, by what the whole file may have."""
+        layers = sum(int(option.sizes[0]) for option in options)
+        return self.most - max(0, self.original.stat().st_size - layers)
 
     def limit(self, budget: Budget) -> int | None:
         """Bytes that a budget of size or ratio leaves for the file; None for others."""
@@ -187,7 +195,7 @@ class Workshop:
             alone: whether each layer's own loss is measured; it says nothing of layers that were trained together.
         """
         task = self.task
-        if outcome.best.nbytes > self.original.stat().st_size:
+        if outcome.best.nbytes > max(self.most, self.original.stat().st_size):
             outcome = self._original_kept(outcome)
         best = outcome.best
         kept, path, measured = best.carried
@@ -238,7 +246,7 @@ class Workshop:
         batches, model = list(selection.array(0, count).batches()), self.task.prepared.module
         changed = [
             (option, choice) for option, choice in zip(self.options, plan.choices, strict=True)
-            if choice.changed
+            if choice.changed and not choice.fast
         ]  # fmt: skip
         forms = {o.site.name: (o.site, o.form(*c.taken)) for o, c in changed}
         return losses_alone(model, forms, batches, device=self.task.device)

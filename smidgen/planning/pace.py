@@ -83,7 +83,7 @@ def option_times(option: Options, choice: Choice) -> dict[str, float]:
     return {"latency_ms_before": float(option.times[0]), "latency_ms_after": float(option.times[place])}
 
 
-def spend_ms(options: Sequence[Options], plan: Plan, spare_ms: float) -> Plan:
+def spend_ms(options: Sequence[Options], plan: Plan, spare_ms: float, spare: int | None = None) -> Plan:
     """The plan with milliseconds that are left over spent where they buy the most.
 
     One price comes only as near to a time as the steps between options allow, and layers alike step together; this
@@ -93,6 +93,7 @@ def spend_ms(options: Sequence[Options], plan: Plan, spare_ms: float) -> Plan:
         options: of every site.
         plan: choices among them.
         spare_ms: time that may be added.
+        spare: bytes that may be added; None for any.
 
     Returns:
         A plan that is predicted to take at most ``spare_ms`` more, with no more loss.
@@ -103,10 +104,12 @@ def spend_ms(options: Sequence[Options], plan: Plan, spare_ms: float) -> Plan:
             (gain, extra, site, i)
             for site, option in enumerate(options)
             for gain, extra, i in _slower_and_better(option, current[site], spare_ms)
+            if spare is None or option.sizes[i] - option.sizes[current[site]] <= spare
         ]
         if not steps:
             break
         _, extra, site, i = max(steps)
+        spare = None if spare is None else spare - int(options[site].sizes[i] - options[site].sizes[current[site]])
         current[site], spare_ms = i, spare_ms - extra
     return replace(plan, choices=tuple(choice_of(o, i) for o, i in zip(options, current, strict=True)))
 

@@ -11,6 +11,7 @@ from typing import Any
 from smidgen.budget import TARGETS
 from smidgen.errors import PlanError, one_line
 from smidgen.forms import WIDTHS
+from smidgen.forms.fastconv import ALGORITHMS
 from smidgen.methods import prunings
 from smidgen.site import Site
 
@@ -25,8 +26,8 @@ class Choice:
 
     Args:
         site: its name.
-        method: method name, or None when the site stays dense.
-        rank: inner dimension for a factored form; of a pruned one the weights that stay.
+        method: name of a method or a fast algorithm, or None when the site stays dense.
+        rank: inner dimension for a factored form; of a pruned one the weights that stay; of a fast algorithm 1.
         loss: predicted rise of the loss.
         nbytes: predicted bytes in the target's file.
         reason: why the site stays as it is, when it does.
@@ -57,6 +58,16 @@ class Choice:
     def pruned(self) -> bool:
         """Whether single weights are removed; its rank is how many stay."""
         return self.method in prunings()
+
+    @property
+    def factored(self) -> bool:
+        """Whether it is a chain of smaller layers."""
+        return self.method is not None and not self.pruned and not self.fast
+
+    @property
+    def fast(self) -> bool:
+        """Whether the layer as it is, is computed by a fast algorithm; its rank is 1."""
+        return self.method in ALGORITHMS
 
     @property
     def changed(self) -> bool:

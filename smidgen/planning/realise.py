@@ -177,7 +177,7 @@ class _Job:
     @property
     def products(self) -> bool:
         """Whether the refit moves weights, not the bias alone."""
-        return self.determined or (self.choice.method is not None and not self.choice.pruned)
+        return self.determined or self.choice.factored
 
     @property
     def whole(self) -> bool:
@@ -204,8 +204,10 @@ def _jobs(options: Sequence[Options], plan: Plan, known: References | None, refi
     for option, choice in zip(options, plan.choices, strict=True):
         fixed = choice.rounded and refit != "weights"
         determined = known is not None and not fixed and _well_determined(option.site, known, _unknowns(option, choice))
-        if choice.changed or (result and determined):
-            possible = known is not None and _has_rows(option.site, known)
+        # A fast convolution answers as the layer did: it makes nothing to make good.
+        free = determined and any(not job.choice.fast for job in result)
+        if choice.changed or free:
+            possible = known is not None and _has_rows(option.site, known) and (free or not choice.fast)
             result.append(_Job(option, choice, possible and not (fixed and refit == "nothing"), determined))
     return result
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from smidgen.export.onnx import fill, write
 from smidgen.export.onnx_chain import chain_file
-from smidgen.export.onnx_fastconv import layer_file, write_fast
 from smidgen.export.prepare import prepare
-from smidgen.forms import Dense, Stage, hollow
-from smidgen.model.fastconv import geometry_of, plan_layer
+from smidgen.forms import FLOATS, Dense, Stage, hollow
+from smidgen.model.fastconv import geometry_of
 from smidgen.model.load import load_network
-from smidgen.site import untouched
+from smidgen.site import Stored, untouched
 
 
 def answer(file: bytes | Path, x: np.ndarray) -> np.ndarray:
@@ -37,7 +37,7 @@ def test_a_layer_alone(
     x = np.random.default_rng(0).normal(size=(1, 6, *size)).astype(np.float32)
     # Both files hold the same noise.
     direct = answer(chain_file((Stage(Dense(hollow()), geometry),)), x)
-    found = answer(layer_file(geometry, plan_layer(geometry, algorithm)), x)
+    found = answer(chain_file((Stage(Dense(hollow(), algorithm), geometry),)), x)
     np.testing.assert_allclose(found, direct, atol=1e-4 * np.abs(direct).max())
 
 
@@ -49,11 +49,16 @@ def test_a_network_with_some_of_them(tmp_path: Path) -> None:
     ).eval()  # fmt: skip
     x = torch.randn(3, 3, 12, 12)
     prepared = prepare(load_network(model), x)
-    stored = {site.name: untouched(site) for site in prepared.sites}
-    by_name = {site.name: site for site in prepared.sites}
-    plans = {name: plan_layer(by_name[name].geometry, "winograd4") for name in ("0", "3")}
+    stored = {
+        site.name: Stored(Dense(site.weight, "winograd4"), site.bias) if site.name in ("0", "3") else untouched(site)
+        for site in prepared.sites
+    }
     path = tmp_path / "fast.onnx"
-    assert write_fast(prepared.base, prepared.sites, stored, plans, path) == path.stat().st_size
+    assert write(prepared.base, prepared.sites, stored, path) == path.stat().st_size
+    for target in FLOATS[1:]:  # other files hold the weight itself
+        if target.startswith("onnx"):
+            other = fill(prepared.base, prepared.sites, stored, target)
+            assert sum(node.op_type == "Conv" for node in other.graph.node) == 3
     proto = onnx.load(path)
     onnx.checker.check_model(proto)
     assert sum(node.op_type == "Conv" for node in proto.graph.node) == 1
