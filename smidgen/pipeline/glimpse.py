@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ Boxes = Mapping[int, Tensor]
 
 POINTS = 0.5  # that may be lost beside the full network, where nobody said
 TIMED, RUNS = 200, 3  # inputs, and runs of each, that tell how long a file takes
+CELLS = 4  # of a map along a crop's side, that tell where it belongs
 SHRINK = 4  # pixels of a side that the localizer averages into one
 
 
@@ -212,7 +214,8 @@ class _Work:
 
     def _aims(self, part: Dataset, boxes: Boxes | None) -> Tensor:
         if boxes is None:
-            return activation_boxes(self.full, part)
+            share = min(s / whole for s, whole in zip(self.side, self.ground.example.shape[2:], strict=True))
+            return activation_boxes(self.full, part, ceil(CELLS / share))
         return torch.stack([boxes[int(item)] for item in part.indices])
 
     def _classifier(self, given: Any) -> nn.Module:

@@ -2,9 +2,9 @@
 
     loss = D(teacher, crop) + D(teacher, glance) + b · |box − aim|     D: smidgen.recover.distance; labels mixed in
 
-Where nobody gives boxes the aims are the teacher's own: the class-activation map of its answer (Grad-CAM, Selvaraju et
-al., arXiv:1610.02391), whose mean place is the centre and whose spread is the size. They say where to begin: b falls to
-nothing over the first half of the training, then the answers alone move the box.
+Where nobody gives boxes the aims are the teacher's own: the class-activation map of its answer (LayerCAM, Jiang et al.,
+doi:10.1109/TIP.2021.3089943), whose mean place is the centre and whose spread is the size. They say where to begin: b
+falls to nothing over the first half of the training, then the answers alone move the box.
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ BOX_WEIGHT = 10.0  # b at the start: a box that is off by a tenth of the image c
 FADED = 0.5  # share of the training after which boxes are no longer taught
 SPREAD = 2.0  # standard deviations of a map to either side that the box takes in
 THRESHOLDS = 33  # tried for each stage: quantiles of how sure it is
+FEWEST = 4  # places of a map that tells one
 SAME_PLACE = 0.02  # standard deviation of the centres below which all boxes are one; the image's half side is 1
 WHOLE_IMAGE = 0.9  # mean side above which a crop is the image
 
 
 def activation_boxes(
-    teacher: nn.Module, inputs: Dataset, batch: int = 64, least: float = LEAST_SIZE
+    teacher: nn.Module, inputs: Dataset, cells: int = 1, batch: int = 64, least: float = LEAST_SIZE
 ) -> Float[Tensor, "n 3"]:
-    """Where the teacher found its answers: boxes of Grad-CAM maps (arXiv:1610.02391).
+    """Where the teacher found its answers: boxes of LayerCAM maps.
+
+    The map is that of the deepest convolution which tells so many places apart; of the finest where none does.
 
     Args:
         teacher: a classifier with convolutions, run where it lies.
         inputs: images.
+        cells: of the map along its shorter side, at least, where a layer has that many.
         batch: images at a time.
         least: side of a box at least, as a share of the image's.
 
@@ -53,59 +57,93 @@ def activation_boxes(
     Raises:
         UserError: it has no convolution whose map tells a place.
     """
-    layers = [each for each in teacher.modules() if isinstance(each, CONV[1])]
-    found = []
-    for part in inputs.batches(batch):
-        x = torch.from_numpy(part).to(next(teacher.parameters()).device)
-        maps = next((m for m in (_map(teacher, each, x) for each in reversed(layers)) if m is not None), None)
-        if maps is None:
-            raise UserError("glimpse: the network has no convolution whose map tells a place; give boxes")
-        found.append(boxes_of(maps, least).cpu())
-    return torch.cat(found)
+    place = next(teacher.parameters()).device
+    layer = _telling(teacher, torch.from_numpy(next(iter(inputs.batches(1)))).to(place), cells)
+    if layer is None:
+        raise UserError("glimpse: the network has no convolution whose map tells a place; give boxes")
+    parts = (torch.from_numpy(part).to(place) for part in inputs.batches(batch))
+    return torch.cat([boxes_of(_map(teacher, layer, x), least).cpu() for x in parts])
 
 
-def _map(teacher: nn.Module, layer: nn.Module, x: Tensor) -> Tensor | None:
-    """relu(Σ_c mean(∂score/∂A_c) A_c) of a layer's outputs A; None where it has no places."""
+def _telling(teacher: nn.Module, x: Tensor, cells: int) -> nn.Module | None:
+    """The convolution whose map is taken."""
+    sizes: dict[nn.Module, int] = {}
+
+    def hear(layer: nn.Module, _: object, given: Tensor) -> None:
+        if given.ndim == 4 and given.shape[2] * given.shape[3] >= FEWEST:
+            sizes[layer] = min(given.shape[2:])
+
+    hooks = [each.register_forward_hook(hear) for each in teacher.modules() if isinstance(each, CONV[1])]
+    try:
+        with torch.no_grad():
+            teacher(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    enough = min(cells, max(sizes.values(), default=0))
+    return next((layer for layer in reversed(sizes) if sizes[layer] >= enough), None)
+
+
+def _map(teacher: nn.Module, layer: nn.Module, x: Tensor) -> Float[Tensor, "n h w"]:
+    """Σ_c relu(∂score/∂A_c) relu(A_c) of a layer's outputs A, each place by itself (LayerCAM).
+
+    Grad-CAM's mean slope of a channel tells places only in the last maps, which are the coarsest.
+    """
     heard: list[Tensor] = []
 
-    def hear(_: nn.Module, __: object, given: Tensor) -> None:
-        heard.append(given)
+    def hear(_: nn.Module, __: object, found: Tensor) -> None:
+        heard.append(found)
 
     hook = layer.register_forward_hook(hear)
     try:
         with torch.enable_grad():
             scores = as_logits(teacher(x.requires_grad_(True)))
-            if not heard or heard[-1].ndim != 4 or heard[-1].shape[2] * heard[-1].shape[3] < 4:
-                return None
             (slope,) = torch.autograd.grad(scores.amax(1).sum(), heard[-1])
     finally:
         hook.remove()
-    return (slope.mean((2, 3), keepdim=True) * heard[-1]).sum(1).relu().detach()
+    return (slope.relu() * heard[-1].detach().relu()).sum(1)
 
 
 def boxes_of(maps: Float[Tensor, "n h w"], least: float = LEAST_SIZE) -> Float[Tensor, "n 3"]:
-    """Centre and size of what maps hold; the middle half of the image where one holds nothing.
+    """Centre and size of what maps hold, one cell wider; the middle half of the image where one holds nothing.
+
+    Mean place and spread are taken twice, the second time of what lies within the first box: what little a map holds
+    elsewhere would make it a box of everything.
 
     >>> spot = torch.zeros(1, 4, 4)
     >>> spot[0, 0, 3] = 1.0
     >>> boxes_of(spot).tolist()
-    [[0.75, -0.75, 0.25]]
+    [[0.75, -0.75, 0.5]]
     """
     rows, columns = maps.shape[1:]
     # Squared: a broad floor of small values would pull every centre to the middle.
-    weight = maps.double().square()
+    weight, cell = maps.double().square(), 1 / min(rows, columns)
+    empty = weight.sum((1, 2)) <= 0
+    x, y, size = _extent(weight, cell)
+    at_x, at_y = _places(maps)
+    within_x, within_y = (at_x - x[:, None]).abs() <= size[:, None], (at_y - y[:, None]).abs() <= size[:, None]
+    near = within_y[:, :, None] & within_x[:, None]
+    x, y, size = _extent(weight * near, cell)
+    boxes = torch.stack([x, y, (size + cell).clamp(max(least, cell), 1.0)], 1)
+    boxes[empty] = boxes.new_tensor([0.0, 0.0, 0.5])
+    return boxes.float()
+
+
+def _places(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Middles of a map's columns, and of its rows, in −1 … 1."""
+    first, second = ((torch.arange(n, device=maps.device) * 2 + 1) / n - 1 for n in (maps.shape[2], maps.shape[1]))
+    return first, second
+
+
+def _extent(weight: Tensor, cell: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean x, mean y and the larger spread, of one cell at least: less a map cannot tell."""
     total = weight.sum((1, 2))
-    empty = total <= 0
-    weight = weight / torch.where(empty, 1.0, total)[:, None, None]
-    at_x, at_y = ((torch.arange(n, device=maps.device) * 2 + 1) / n - 1 for n in (columns, rows))
+    weight = weight / torch.where(total <= 0, 1.0, total)[:, None, None]
+    at_x, at_y = _places(weight)
     x, y = (weight.sum(1) * at_x).sum(1), (weight.sum(2) * at_y).sum(1)
     var_x = (weight.sum(1) * (at_x - x[:, None]).square()).sum(1)
     var_y = (weight.sum(2) * (at_y - y[:, None]).square()).sum(1)
-    # One cell of the map at least: less it cannot tell.
-    size = (SPREAD * torch.maximum(var_x, var_y).sqrt()).clamp(max(least, 1 / min(rows, columns)), 1.0)
-    boxes = torch.stack([x, y, size], 1)
-    boxes[empty] = boxes.new_tensor([0.0, 0.0, 0.5])
-    return boxes.float()
+    return x, y, (SPREAD * torch.maximum(var_x, var_y).sqrt()).clamp(cell, 1.0)
 
 
 class Fading:

@@ -44,7 +44,36 @@ def test_a_teacher_looks_where_it_found_its_answer():
     boxes = activation_boxes(Brightest(), Dataset.from_array(x))
     for box, (row, column) in zip(boxes.tolist(), spots, strict=True):
         assert box[:2] == pytest.approx([(2 * column + 1) / 16 - 1, (2 * row + 1) / 16 - 1], abs=1e-5)
-        assert box[2] == pytest.approx(1 / 16)
+        assert box[2] == pytest.approx(2 / 16)
+
+
+class Pooled(nn.Module):
+    """The same, its answer found on a map of 16×16 and again on one of 4×4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = Brightest().same
+        self.last = Brightest().same
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(nn.functional.max_pool2d(self.same(x), 4)).amax((2, 3))
+
+
+def test_the_map_is_as_fine_as_asked():
+    x = np.zeros((1, 2, 16, 16), np.float32)
+    x[0, 0, 5, 9] = 5.0
+    coarse, fine = (activation_boxes(Pooled(), Dataset.from_array(x), cells)[0].tolist() for cells in (4, 5))
+    assert coarse == pytest.approx([2.5 / 2 - 1, 1.5 / 2 - 1, 2 / 4], abs=1e-5)
+    assert fine == pytest.approx([9.5 / 8 - 1, 5.5 / 8 - 1, 2 / 16], abs=1e-5)
+    assert activation_boxes(Pooled(), Dataset.from_array(x), 99)[0].tolist() == fine, "the finest there is"
+
+
+def test_what_little_there_is_elsewhere_does_not_widen_a_box():
+    maps = torch.zeros(1, 32, 32)
+    maps[0, 4:7, 4:7] = 1.0
+    alone = boxes_of(maps)
+    maps[0, 30, 30] = 0.5
+    assert torch.allclose(boxes_of(maps), alone, atol=1e-6)
 
 
 def test_a_network_without_maps_tells_no_place():
