@@ -100,7 +100,8 @@ def row_of(result: Any, seconds: float, boxes: str) -> dict[str, Any]:
     """What the record says."""
     told, file = result.record["glimpse"], result.record["files"]["glimpse"]
     return {
-        "boxes": boxes, "macs": told["macs"], "test": told["test"], "selection": told["selection"],
+        "boxes": boxes, "epochs": result.record["training"]["epochs"],
+        "macs": told["macs"], "test": told["test"], "selection": told["selection"],
         "latency": told["latency"], "warning": told["warning"], "score": file["test"]["score"],
         "lost": file["test"]["lost"], "interval": [file["test"]["low"], file["test"]["high"]], "seconds": seconds,
     }  # fmt: skip
@@ -126,7 +127,7 @@ def on_scenes(args: argparse.Namespace, taught: bool) -> Claim:
     torch.manual_seed(args.seed)
     result = smidgen.glimpse(
         net, data, CROP, classifier=crop_network(), boxes=boxes if taught else None, test=test, seed=args.seed,
-        training=smidgen.Training(epochs=args.epochs, batch=32, lr=2e-3), threads=args.threads,
+        training=smidgen.Training(epochs=args.look_epochs, batch=32, lr=2e-3), threads=args.threads,
         checkpoint=HOME / f"glimpse.{len(data)}.{'boxes' if taught else 'maps'}.{args.seed}.checkpoint",
     )  # fmt: skip
     row = row_of(result, time.perf_counter() - started, "given" if taught else "from maps")
@@ -142,7 +143,7 @@ def on_faces(args: argparse.Namespace) -> Claim:
     result = smidgen.glimpse(
         net, sets.faces("train", sets.GENDER_CNN), (32, 28), classifier=face_network(), seed=args.seed,
         test=sets.faces("test", sets.GENDER_CNN), threads=args.threads,
-        training=smidgen.Training(epochs=args.epochs, batch=32, lr=2e-3),
+        training=smidgen.Training(epochs=args.look_epochs, batch=32, lr=2e-3),
     )  # fmt: skip
     row = row_of(result, time.perf_counter() - started, "from maps")
     keep("faces", row)
@@ -171,7 +172,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=("boxes", "maps", "faces"), default=["boxes", "maps", "faces"])
     parser.add_argument("--scenes", type=int, default=5000, help="of the training split; a fifth as many to test")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=8, help="of the network that reads whole canvases")
+    parser.add_argument("--look-epochs", type=int, default=16, help="of localizer and classifier")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -95,7 +95,9 @@ def _epoch(
     steps, total = len(images) // recipe.batch, 0.0
     for pick in torch.randperm(len(images), generator=random)[: steps * recipe.batch].split(recipe.batch):
         batch = batch_of(images[pick], random).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16):  # twice as fast; the weights stay float32
+        # Twice as fast where the processor multiplies bfloat16, and twelve times slower where it does not; the weights
+        # stay float32.
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
             loss = F.cross_entropy(net(batch).float(), labels[pick])
         optimiser.zero_grad()
         loss.backward()

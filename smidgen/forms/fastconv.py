@@ -14,8 +14,6 @@ from smidgen.numerics.fastconv import Bilinear, fourier, winograd
 ALGORITHMS: dict[str, int | None] = {"winograd2": 2, "winograd4": 4, "fft": None}
 # Points of Winograd's transform along an axis: beyond, the answers lose more than 1e-4 in float32 (F(4, 7): 7e-4).
 MOST_POINTS = 8
-
-
 # Bytes of a fast convolution's nodes; more where a map is cut into windows, and for each of them along an axis.
 # Measured on written files: 1,130 with one window, 2,100 with 2 × 2, 3,600 with 8 × 8.
 OVERHEAD, CUT, WINDOW = 1130, 800, 60

@@ -62,6 +62,8 @@ def with_gaining(task: Task, options: list[Options], original: Path, folder: Pat
         progress: called with (stage, done, total).
     """
     gains = fastest(options)
+    if not gains:
+        return keep_fast(options, {})
     sites, path = task.prepared.sites, folder / "fast.onnx"
     by_gain = sorted(gains, key=lambda name: -gains[name][1])
     measure = _timer(task, original, path)

@@ -252,7 +252,7 @@ def layers(
         g = option.site.geometry
         entries.append({
             "name": option.site.name, "form": _form(after, choice, shared=shared),
-            "rank": None if choice.pruned else choice.rank,
+            "rank": None if choice.pruned or choice.fast else choice.rank,
             "sparsity": after.sparsity if isinstance(after, Masked) else None,
             "method": choice.method,
             "step": choice.step, "bits": choice.bits,
