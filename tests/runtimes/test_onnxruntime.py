@@ -10,7 +10,7 @@ import onnx.helper as h
 import pytest
 
 from smidgen.errors import DataError, LoadError
-from smidgen.runtimes.onnxruntime import _weight_only, open_onnx, saturation
+from smidgen.runtimes.onnxruntime import _options, _weight_only, open_onnx, saturation
 from smidgen.runtimes.opening import run_dataset
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -177,3 +177,8 @@ def test_unfused_a_file_of_integers_answers_exactly_on_any_processor(tmp_path: P
 def test_floats_never_saturate(data_dir: Path) -> None:
     x = np.random.default_rng(0).uniform(0, 255, (2, 1, 28, 28)).astype(np.float32)
     assert saturation(data_dir / "models" / "lenet_mnist.onnx", x) < 1e-5
+
+
+def test_threads_do_not_spin_between_calls():
+    # Files are timed in turns: what one leaves turning would be in another's time.
+    assert _options(2).get_session_config_entry("session.force_spinning_stop") == "1"
