@@ -16,14 +16,21 @@ from smidgen.errors import BudgetError, DataError, UserError
 _FLAGS = ("mean", "std", "scale", "layout", "channels", "resize", "crop", "crop_first")
 
 
-def read_budget(options: argparse.Namespace) -> Budget | None:
+BUDGETS = ("size", "ratio", "max_drop", "tradeoff", "speedup", "latency")
+
+
+def read_budget(options: argparse.Namespace, names: Sequence[str] = BUDGETS) -> Budget | None:
     """The budget asked for, None where there is none.
+
+    Args:
+        options: of a command.
+        names: the options that name a budget there.
 
     Raises:
         BudgetError: several, or a value that cannot be meant.
     """
     given: dict[str, Any] = {}
-    for name in ("size", "ratio", "max_drop", "tradeoff", "speedup", "latency"):
+    for name in names:
         if getattr(options, name) is not None:
             given[name] = getattr(options, name)
     if "tradeoff" in given:

@@ -12,8 +12,10 @@ from smidgen.cli.commands import common
 from smidgen.cli.inputs import read_budget
 from smidgen.cli.training import run_training
 from smidgen.cli.training_options import read_training
+from smidgen.data.reading import read_npy
 from smidgen.errors import DataError, UserError, one_line
 
+OF_STAGES = ("ratio", "tradeoff")  # budgets of each stage; --max-drop is that of all together
 LARGEST_NBYTES = 64 << 20  # of a file of boxes: five million of them
 
 
@@ -22,7 +24,7 @@ def glimpse(options: argparse.Namespace) -> int:
     from smidgen.pipeline.glimpse import glimpse as run
     from smidgen.pipeline.glimpse_stages import check_target
 
-    settings, training, budget = common(options), read_training(options), _budget(options)
+    settings, training, budget = common(options), read_training(options), read_budget(options, OF_STAGES)
     side, points = read_side(options.side), _points(options.max_drop)
     check_target(options.target, budget, fallback=not options.no_fallback)
     boxes = None if options.boxes is None else read_boxes(options.boxes)
@@ -46,12 +48,6 @@ def read_side(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _budget(options: argparse.Namespace) -> Budget | None:
-    """Of each stage; ``--max-drop`` is that of all stages together."""
-    of_stages = {"ratio": options.ratio, "tradeoff": options.tradeoff}
-    return read_budget(argparse.Namespace(size=None, max_drop=None, speedup=None, latency=None, **of_stages))
-
-
 def _points(text: str) -> float:
     points = Budget(max_drop=text).points
     assert points is not None
@@ -67,17 +63,17 @@ def read_boxes(name: str) -> np.ndarray:
     path = Path(name)
     try:
         if path.stat().st_size > LARGEST_NBYTES:
-            raise DataError(f"glimpse: '{name}' is larger than {LARGEST_NBYTES >> 20} MiB; these are no boxes")
+            raise DataError(f"it is larger than {LARGEST_NBYTES >> 20} MiB; these are no boxes")
         if path.suffix == ".npy":
-            found = np.load(path, allow_pickle=False, max_header_size=1024)
+            found = read_npy(path, LARGEST_NBYTES)
         else:
             lines = path.read_text(encoding="utf-8").splitlines()
             found = np.array([line.split(",") for line in lines if line.strip()], dtype=np.float64)
-        if found.dtype.kind not in "fiu" or found.ndim != 2 or found.shape[1] != 3:
-            raise DataError(
-                f"glimpse: '{name}' holds {found.dtype} {list(found.shape)}, not three numbers an input: x, y of the "
-                "centre from -1 to 1, and the side as a share of the image's"
-            )
-        return found.astype(np.float32)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, DataError) as error:
         raise DataError(f"glimpse: boxes cannot be read from '{name}': {one_line(error)}") from None
+    if found.dtype.kind not in "fiu" or found.ndim != 2 or found.shape[1] != 3:
+        raise DataError(
+            f"glimpse: '{name}' holds {found.dtype} {list(found.shape)}, not three numbers an input: x, y of the "
+            "centre from -1 to 1, and the side as a share of the image's"
+        )
+    return found.astype(np.float32)

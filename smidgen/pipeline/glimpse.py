@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def glimpse(
             work.compress(target, budget)
         sureness, warning = work.choose(max_drop)
         path = work.write()
-        files, beside = {"original": original_file(network, ground)}, ()
+        files, beside = {"original": work.original}, ()
         if target == STRAIGHT:
             beside = (write_straight(work.net, ground.example, path.with_suffix(".tflite"), ground.threads),)
             files[STRAIGHT] = beside[0]
@@ -257,10 +258,20 @@ class _Work:
                 looks = self.net.looks(torch.from_numpy(batch).to(self.device))
                 found.append([looks.glance.float().cpu(), looks.crop.float().cpu()])
         firsts = [torch.cat(each) for each in zip(*found, strict=True)]
-        labels = full.argmax(1) if part.labels is None else torch.from_numpy(part.labels.copy())
-        wrong = sum(float((each.argmax(1) != labels).double().mean()) for each in firsts)
+        wrong = sum(float((each.argmax(1) != self.labels).double().mean()) for each in firsts)
         apart = [(full.log_softmax(1) - each.log_softmax(1)) * full.softmax(1) for each in firsts]
         return wrong + 0.1 * sum(float(each.sum(1).mean()) for each in apart)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Of the inputs that choose; what the network answers where there are none."""
+        known = self.ground.roles.selection.labels
+        return self.wanted[1].argmax(1) if known is None else torch.from_numpy(known.copy())
+
+    @cached_property
+    def original(self) -> Path:
+        """The network's own file, or one written from it."""
+        return original_file(self.network, self.ground)
 
     def write_stages(self) -> None:
         """Each stage as a file of floats."""
@@ -287,14 +298,13 @@ class _Work:
     def choose(self, points: float) -> tuple[Sureness, str | None]:
         """Thresholds by what the files answer to the inputs that choose, and whether the boxes mean anything."""
         part, given = self.ground.roles.selection, self.wanted[1]
-        original = original_file(self.network, self.ground)
-        counts = costs_of(self.stages, original, self.side, self.ground.example.shape[1])
+        counts = costs_of(self.stages, self.original, self.side, self.ground.example.shape[1])
         if None in counts:
             raise UserError("glimpse: the network's multiplications cannot be counted; export it with fixed sizes")
         self.costs = [float(each or 0) for each in counts]
-        seen = look_through(self.stages, self.side, part, self.ground.threads)
-        labels = given.argmax(1) if part.labels is None else torch.from_numpy(part.labels.copy())
-        answers = Answers(seen.glance, seen.crop, given if seen.full is None else seen.full, labels, given)
+        # What the network answers in floats is known already.
+        seen = look_through(self.stages, self.side, part, self.ground.threads, full=self.stages != self.floats)
+        answers = Answers(seen.glance, seen.crop, given if seen.full is None else seen.full, self.labels, given)
         sureness = choose_sureness(answers, self.costs, points, self.net.full is not None)
         self.net.sure.copy_(torch.tensor(sureness.sure))
         return sureness, collapsed(seen.box, self.aims[1])
@@ -328,7 +338,7 @@ class _Work:
             "nbytes": {name: None if each is None else each.stat().st_size for name, each in files.items()},
             "selection": {"shares": list(sureness.shares), "lost": sureness.lost, "expected_macs": sureness.macs},
             "test": {"shares": shares, "expected_macs": small + (1 - shares[0]) * crop + shares[2] * full},
-            "latency": mean_latency(original_file(self.network, self.ground), path, test, threads),
+            "latency": mean_latency(self.original, path, test, threads),
         }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from smidgen.measure.cost import onnx_cost
 from smidgen.model.glimpse import CROP, GLANCE, WHOLE, Glimpse, Look, confidence
 from smidgen.pipeline import compress
 from smidgen.pipeline.targets import check_targets
-from smidgen.runtimes.opening import open_file
+from smidgen.runtimes.opening import open_file, run_dataset
 
 SMALLER = ("onnx-fp16", "onnx-w8", "onnx-int8")  # what stages can be compressed to and still be one graph
 STRAIGHT = "tflite"  # a target without branches
@@ -77,14 +77,15 @@ each of them keeps
     check_targets(target)
 
 
-def crops(stages: Stages, side: tuple[int, int], inputs: Dataset, threads: int) -> Dataset:
-    """What the classifier sees of some inputs."""
-    look, found = Look(side), list[np.ndarray]()
-    with open_file(stages.localizer, threads) as runner:
+def _looks(
+    localizer: Path, side: tuple[int, int], inputs: Dataset, threads: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Box, glance and crop of some inputs, a batch at a time."""
+    look = Look(side)
+    with open_file(localizer, threads) as runner:
         for batch in inputs.batches(BATCH):
-            box = torch.from_numpy(runner.run(batch)[0])
-            found.append(look(torch.from_numpy(batch), box).numpy())
-    return Dataset.from_array(np.concatenate(found))
+            box, glance = runner.run(batch)
+            yield box, glance, look(torch.from_numpy(batch), torch.from_numpy(box)).numpy()
 
 
 def look_through(stages: Stages, side: tuple[int, int], inputs: Dataset, threads: int, *, full: bool = True) -> Seen:
@@ -97,16 +98,13 @@ def look_through(stages: Stages, side: tuple[int, int], inputs: Dataset, threads
         threads: of the runtime.
         full: whether the network is asked too.
     """
-    look, found = Look(side), list[tuple[np.ndarray, ...]]()
-    with open_file(stages.localizer, threads) as first, open_file(stages.classifier, threads) as second:
-        for batch in inputs.batches(BATCH):
-            box, glance = first.run(batch)
-            crop = look(torch.from_numpy(batch), torch.from_numpy(box)).numpy()
-            found.append((box, glance, second.run(crop)[0]))
+    with open_file(stages.classifier, threads) as runner:
+        looks = _looks(stages.localizer, side, inputs, threads)
+        found = [(box, glance, runner.run(crop)[0]) for box, glance, crop in looks]
     whole = None
     if full and stages.full is not None:
-        with open_file(stages.full, threads) as third:
-            whole = torch.from_numpy(np.concatenate([third.run(batch)[0] for batch in inputs.batches(BATCH)])).float()
+        with open_file(stages.full, threads) as runner:
+            whole = torch.from_numpy(run_dataset(runner, inputs.batches(BATCH))[0]).float()
     box, glance, crop = (torch.from_numpy(np.concatenate(each)).float() for each in zip(*found, strict=True))
     return Seen(box, glance, crop, whole)
 
@@ -136,12 +134,11 @@ def with_smaller(
         made = compress(path, seen, budget=budget, target=target, threads=threads, seed=seed, progress=tell)
         return Path(shutil.copyfile(made.files[target], path.with_name(f"{path.stem}.smaller.onnx")))
 
+    localizer = smaller(stages.localizer, images)
     # The classifier learns its ranges on the crops that the smaller localizer takes.
-    first = replace(stages, localizer=smaller(stages.localizer, images))
-    return Stages(
-        first.localizer, smaller(stages.classifier, crops(first, side, images, threads)),
-        None if stages.full is None else smaller(stages.full, images),
-    )  # fmt: skip
+    crops = Dataset.from_array(np.concatenate([crop for *_, crop in _looks(localizer, side, images, threads)]))
+    full = None if stages.full is None else smaller(stages.full, images)
+    return Stages(localizer, smaller(stages.classifier, crops), full)
 
 
 def costs_of(stages: Stages, original: Path, side: tuple[int, int], channels: int) -> tuple[int | None, ...]:

@@ -27,7 +27,7 @@ from smidgen.export.prepare import Prepared
 from smidgen.export.static import write_static
 from smidgen.export.tflite import to_tflite
 from smidgen.export.tflite_static import calibrated
-from smidgen.forms import DIRECT, FLOATS, SHARED, SPARSE, STATIC, Dense, Quantized, dense, leaves, width
+from smidgen.forms import DIRECT, FLOATS, SHARED, SPARSE, STATIC, Dense, Quantized, leaves, width
 from smidgen.model.replace import with_forms
 from smidgen.planning.widths import in_integers
 from smidgen.runtimes.executorch import require_executorch
@@ -142,11 +142,9 @@ def _packed(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> tup
 
 def _direct(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> bytes:
     """The ONNX file without the larger kernels of fast convolutions: an archive is for storing and sending."""
-    fast = {name: one for name, one in stored.items() if isinstance(one.form, Dense) and one.form.algorithm != DIRECT}
-    if not fast:
+    if all(not isinstance(one.form, Dense) or one.form.algorithm == DIRECT for one in stored.values()):
         return onnx.read_bytes()
-    plain = {name: replace(one, form=Dense(dense(one.form))) for name, one in fast.items()}
-    return fill(prepared.base, prepared.sites, {**stored, **plain}).SerializeToString()
+    return fill(prepared.base, prepared.sites, stored, "archive").SerializeToString()
 
 
 def huffman_archive(prepared: Prepared, stored: Mapping[str, Stored], onnx: Path) -> Path:
