@@ -37,6 +37,7 @@ from smidgen.measure.fastconv import Way, choose, direct_outputs, relative_error
 from smidgen.measure.latency import measure_latency
 from smidgen.measure.layers import time_chains
 from smidgen.model.fastconv import ALGORITHMS, DIRECT, FastConv2d, geometry_of, plan_layer
+from smidgen.pipeline.fast_files import TIMES
 from smidgen.pipeline.fastconv import LAYER_SECONDS
 from smidgen.runtimes.onnxruntime import open_onnx
 
@@ -44,7 +45,8 @@ TITLE = "Fast convolution: Winograd's and Fourier's beside the direct one, in on
 KERNELS, SIZES, CHANNELS = (3, 5, 7, 15, 31), (14, 28, 56, 112, 224), (16, 32, 64, 128, 256, 512)
 # The widest layer of a kernel and a map that stays below this; one of 16 channels may take twice as much.
 MOST_MACS = 2.0e9
-CHOOSER_SECONDS, ORT_SECONDS, TORCH_SECONDS = LAYER_SECONDS, 1.5, 1.0
+CHOOSER_SECONDS, ORT_SECONDS, TORCH_SECONDS = LAYER_SECONDS, 4.0, 1.0
+OPENINGS = 5  # of every file, for the times that the chooser is held to
 LEAST_TURNS, MOST_TURNS = 5, 200
 FASTER, SLOWER, EXACT, LOOSE = 3.0, 0.05, 1e-5, 1e-4
 NETWORKS = {
@@ -163,21 +165,24 @@ def _ways(
 ) -> list[Way]:
     """The chooser's own timing."""
     shape = (1, geometry.in_channels, *geometry.in_size)
-    ms, shares = time_chains(direct, files, shape, threads, CHOOSER_SECONDS)
+    ms, shares = time_chains(direct, files, shape, threads, CHOOSER_SECONDS, openings=TIMES)
     taps = geometry.columns * geometry.out_channels
     found = [Way(DIRECT, ms, 4 * taps, 0.0)]
     return [*found, *(Way(n, ms * shares[n], 4 * modules[n].kernel.numel(), 0.0) for n in files)]
 
 
 def _again(files: Mapping[str, bytes], x: np.ndarray, threads: int) -> dict[str, float]:
-    """Opened afresh and timed in turns: medians in milliseconds."""
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
-        runners = {}
-        for number, (name, file) in enumerate(files.items()):
-            path = Path(folder) / f"{number}.onnx"
-            path.write_bytes(file)
-            runners[name] = opened.enter_context(open_onnx(path, threads))
-        return _in_turns(runners, x, threads, ORT_SECONDS)
+    """Opened afresh and timed in turns, some times: medians in milliseconds."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder) / f"{number}.onnx" for number, name in enumerate(files)}
+        for name, path in paths.items():
+            path.write_bytes(files[name])
+        for _ in range(OPENINGS):
+            with ExitStack() as opened:
+                runners = {name: opened.enter_context(open_onnx(path, threads)) for name, path in paths.items()}
+                found.append(_in_turns(runners, x, threads, ORT_SECONDS / OPENINGS))
+    return {name: float(np.median([each[name] for each in found])) for name in files}
 
 
 def _in_turns(runners: Mapping[str, Any], x: np.ndarray, threads: int, seconds: float) -> dict[str, float]:

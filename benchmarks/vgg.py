@@ -1,4 +1,4 @@
-"""A small VGG for CIFAR-10: six 3x3 convolutions and a dense head, 551k weights, trained on one core in half an hour.
+"""A small VGG for CIFAR-10: six 3x3 convolutions and a dense head, 551k weights, trained on one core in an hour.
 
 Layers: conv 32, 32, pool, conv 64, 64, pool, conv 128, 128, pool, dense 2048 to 128 to 10 (after Simonyan and
 Zisserman, ICLR 2015, with BatchNorm); about 39 million multiply-adds an image. The pixels are prepared as
@@ -24,7 +24,7 @@ from training import Recipe, answers, checkpoint_of, fit, save_weights, shifted
 
 IMAGES = "cifar10_jpeg.npz"
 WIDTHS, HIDDEN, CLASSES, SIDE = (32, 64, 128), 128, 10, 32
-EPOCHS, BATCH, RATE, DECAY, SHIFT = 36, 128, 0.1, 5e-4, 4
+EPOCHS, BATCH, RATE, DECAY, SHIFT = 16, 128, 0.1, 5e-4, 4
 WEIGHTS = Path(__file__).resolve().parents[1] / "build" / "vgg"
 
 

@@ -1,9 +1,10 @@
 """Layers timed in ONNX Runtime, each in turns with the one it would replace.
 
-    share = median over rounds of (the chain's time / the layer's time in the same round)
+    share = median over openings of the median over rounds of (the chain's time / the layer's in the same round)
 
 On one sample, in a given number of threads. Several files take turns, so that no layer finds its own weights in the
-nearest cache, as none does in a network.
+nearest cache, as none does in a network. A file that is opened anew finds its memory elsewhere: with two threads its
+time may then be a fifth longer or shorter, so what hangs on one layer's time is timed in several openings.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from smidgen.measure.latency import measure_latency
+from smidgen.measure.latency import Latency, measure_latency
 from smidgen.runtimes.onnxruntime import open_onnx
 
 TURNS = 8  # chains beside the layer
@@ -25,7 +26,7 @@ MIN_SECONDS = 0.08  # short calls are repeated: a neighbour on the machine comes
 
 
 def time_chains(
-    layer: bytes, chains: Mapping[str, bytes], shape: tuple[int, ...], threads: int, seconds: float
+    layer: bytes, chains: Mapping[str, bytes], shape: tuple[int, ...], threads: int, seconds: float, openings: int = 1
 ) -> tuple[float, dict[str, float]]:
     """Time a layer and the chains that could replace it.
 
@@ -35,27 +36,33 @@ def time_chains(
         shape: of one sample, ``[1, …]``.
         threads: of the runtime.
         seconds: to be spent on it, or a little more: every chain gets a few rounds.
+        openings: how often every file is opened afresh and timed, within these seconds.
 
     Returns:
         Milliseconds of the layer, and each chain's time as a share of it.
     """
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    portions = list(_portions(layer, chains))
-    layer_ms, shares = [], {}
+    portions = [portion for _ in range(openings) for portion in _portions(layer, chains)]
+    layer_ms: list[float] = []
+    shares: dict[str, list[float]] = {name: [] for name in chains}
     for portion in portions:
-        with TemporaryDirectory(prefix="smidgen-") as folder, ExitStack() as opened:
-            runners = {}
-            for k, (name, file) in enumerate({"": layer, **portion}.items()):
-                path = Path(folder) / f"{k}.onnx"
-                path.write_bytes(file)
-                runners[name] = opened.enter_context(open_onnx(path, threads))
-                path.unlink()
-            found = measure_latency(
-                runners, x, repeats=REPEATS, min_seconds=MIN_SECONDS, max_seconds=seconds / len(portions)
-            )
+        found = _in_turns({"": layer, **portion}, x, threads, seconds / len(portions))
         layer_ms.append(found[""].median_ms)
-        shares.update({name: 1 / found[name].speedup for name in portion})
-    return float(np.median(layer_ms)), shares
+        for name in portion:
+            shares[name].append(1 / found[name].speedup)
+    return float(np.median(layer_ms)), {name: float(np.median(each)) for name, each in shares.items()}
+
+
+def _in_turns(files: Mapping[str, bytes], x: np.ndarray, threads: int, seconds: float) -> dict[str, Latency]:
+    """Files opened, timed and closed."""
+    with TemporaryDirectory(prefix="smidgen-") as folder, ExitStack() as opened:
+        runners = {}
+        for k, (name, file) in enumerate(files.items()):
+            path = Path(folder) / f"{k}.onnx"
+            path.write_bytes(file)
+            runners[name] = opened.enter_context(open_onnx(path, threads))
+            path.unlink()
+        return measure_latency(runners, x, repeats=REPEATS, min_seconds=MIN_SECONDS, max_seconds=seconds)
 
 
 def _portions(layer: bytes, chains: Mapping[str, bytes]) -> Iterator[dict[str, bytes]]:

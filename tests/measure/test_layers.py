@@ -8,6 +8,7 @@ from smidgen.errors import LoadError
 from smidgen.export.onnx_chain import chain_file, input_shape
 from smidgen.forms import Dense, Geometry, Stage, hollow
 from smidgen.measure import layers
+from smidgen.measure.latency import Latency
 from smidgen.measure.layers import time_chains
 
 
@@ -42,6 +43,22 @@ def test_many_chains_are_timed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     opened.clear()
     time_chains(chain_file(LAYER), files, input_shape(LAYER), 1, 0.1)
     assert opened == [2] * 5, "one at a time where they are large"
+
+
+def test_openings_are_fresh_and_their_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = iter([2.0, 8.0, 4.0])
+
+    def measured(runners: dict[str, object], *_: object, **__: object) -> dict[str, Latency]:
+        speedup = next(given)
+        return {name: Latency(speedup, 1.0, 1.0, 1, speedup if name else 1.0) for name in runners}
+
+    opened: list[object] = []
+    really = layers.open_onnx
+    monkeypatch.setattr(layers, "open_onnx", lambda *given: opened.append(given) or really(*given))
+    monkeypatch.setattr(layers, "measure_latency", measured)
+    found = time_chains(chain_file(LAYER), {"a": chain_file(conv(8))}, input_shape(LAYER), 1, 0.1, openings=3)
+    assert found == (4.0, {"a": 0.25})
+    assert len(opened) == 6
 
 
 def test_a_layer_alone() -> None:
