@@ -1,6 +1,8 @@
 """Fast convolutions as ONNX nodes: those that `smidgen.numerics.fastconv.convolve` runs, one for one.
 
-Pad, Slice, Concat (where a map is cut) · MatMul, MatMul · Transpose · MatMul with U · Transpose · MatMul, MatMul · Add
+Transpose · MatMul, MatMul · Transpose · MatMul with U · Transpose · MatMul, MatMul · Transpose · Add
+
+and Pad, Slice, Concat where a map is cut.
 """
 
 from __future__ import annotations
@@ -14,6 +16,10 @@ from onnx import helper, numpy_helper
 
 from smidgen.numerics.fastconv import Bilinear, Line, transform_kernel
 
+# Where the other order of the product wins in ONNX Runtime 1.31: rows of V_p, and numbers of U_p. 91 products of 8 rows
+# with 256×512 take 15.4 ms one way and 9.3 the other (two threads 8.1 and 5.0); 200 of 16 rows with 64×128 2.1 and 1.8
+# (1.2 and 1.3); 2,552 of 4 rows with 16×32 1.4 and 2.0 (0.9 and 3.4: two threads move small matrices slowly).
+FEW_ROWS, LARGE = 16, 1 << 15
 Shared = dict[tuple[Any, ...], onnx.TensorProto]  # constants by shape, type and content
 
 
@@ -40,6 +46,23 @@ class _Writer:
         return self.add("Reshape", [value, self.constant(shape)], f"{value}r")
 
 
+def kernel_first(plan: Bilinear, inp: int, out: int) -> bool:
+    """Whether the product is written as (UᵀVᵀ)ᵀ: a runtime packs what stands on the right anew at every call.
+
+    Args:
+        plan: of the layer.
+        inp, out: channels.
+
+    >>> from smidgen.numerics.fastconv import fourier, winograd
+    >>> kernel_first(fourier((14, 14), (7, 7), (3, 3), (256, 256)), 256, 256)
+    True
+    >>> kernel_first(winograd((56, 56), (3, 3), (1, 1), 4), 256, 256)
+    False
+    """
+    rows = plan.windows * plan.rows.tiles * plan.cols.tiles * plan.parts
+    return rows <= FEW_ROWS and plan.parts * inp * out >= LARGE
+
+
 def fast_nodes(
     plan: Bilinear, weight: np.ndarray, bias: np.ndarray | None, value: str, result: str, name: str,
     shared: Shared,
@@ -60,28 +83,40 @@ def fast_nodes(
     write = _Writer(shared)
     rows, cols, parts, skip = plan.rows, plan.cols, plan.parts, plan.plain
     out, inp = weight.shape[:2]
-    kernel = transform_kernel(plan, torch.from_numpy(weight)).numpy()
-    tensors = [numpy_helper.from_array(kernel, f"{name}.kernel")]
+    kernel, first = transform_kernel(plan, torch.from_numpy(weight)).numpy(), kernel_first(plan, inp, out)
+    stored = np.ascontiguousarray(kernel.swapaxes(1, 2)) if first else kernel
+    tensors = [numpy_helper.from_array(stored, f"{name}.kernel")]
 
     def product(left: str, right: str, suffix: str) -> str:
         return write.add("MatMul", [left, right], f"{result}.{suffix}")
 
-    v = _windows(write, plan, value, result, inp)
+    def moved(value: str, suffix: str, *perm: int) -> str:
+        return write.add("Transpose", [value], f"{result}.{suffix}", perm=list(perm))
+
+    width = cols.size + sum(cols.zeros)
+    v = _cut(write, _last(write, plan, value, result), rows, 1)
+    v = write.reshape(v, -1, rows.window, width * inp)
     v = v if skip[0] else product(write.constant(plan.left), v, "l")
-    if parts > 1 or not skip[1]:
-        v = write.reshape(v, -1, inp, plan.windows, rows.points * rows.tiles, parts * cols.window)
-        v = v if skip[1] else product(v, write.constant(plan.right), "r")
-    v = write.reshape(v, -1, inp, plan.windows, rows.points, rows.tiles, parts, cols.points, cols.tiles)
-    v = write.add("Transpose", [v], f"{result}.v", perm=[3, 6, 1, 5, 0, 2, 4, 7])
-    m = product(f"{name}.kernel", write.reshape(v, plan.points, inp, -1), "m")
-    m = write.reshape(m, rows.points, cols.points, parts, out, parts, -1, plan.windows, rows.tiles, cols.tiles)
-    y = write.add("Transpose", [m], f"{result}.t", perm=[5, 3, 6, 2, 4, 0, 7, 1, 8])
-    y = write.reshape(y, -1, out, plan.windows, parts**2 * rows.points * rows.tiles, cols.points * cols.tiles)
-    y = y if skip[2] else product(write.constant(plan.left_out), y, "a")
-    if parts > 1:
-        y = write.reshape(y, -1, out, plan.windows, rows.step, parts * cols.points * cols.tiles)
-    y = y if skip[3] else product(y, write.constant(plan.right_out), "b")
-    y = _joined(write, plan, y, result, out)
+    v = _cut(write, write.reshape(v, -1, parts, width, inp), cols, 2)
+    v = write.reshape(v, -1, parts * cols.window, inp)
+    v = v if skip[1] else product(write.constant(plan.right), v, "r")
+    v = write.reshape(v, -1, rows.points, rows.tiles * cols.blocks, cols.points, cols.tiles * parts * inp)
+    v = write.reshape(moved(v, "v", 1, 3, 0, 2, 4), plan.points, -1, inp)
+    if first:
+        m = moved(product(f"{name}.kernel", moved(v, "s", 0, 2, 1), "n"), "m", 0, 2, 1)
+    else:
+        m = product(v, f"{name}.kernel", "m")
+    m = write.reshape(m, rows.points, cols.points, -1, rows.tiles, cols.blocks, cols.tiles * parts**2 * out)
+    y = write.reshape(moved(m, "t", 2, 4, 0, 3, 1, 5), -1, cols.points * cols.tiles * parts**2, out)
+    y = y if skip[2] else product(write.constant(plan.right_out), y, "a")
+    y = write.reshape(y, -1, rows.points * rows.tiles * parts, cols.step * out)
+    y = y if skip[3] else product(write.constant(plan.left_out), y, "b")
+    if cols.blocks > 1:
+        y = moved(write.reshape(y, -1, cols.blocks, rows.step, cols.step * out), "w", 0, 2, 1, 3)
+    y = moved(write.reshape(y, -1, rows.blocks * rows.step, cols.blocks * cols.step, out), "j", 0, 3, 1, 2)
+    if (rows.blocks * rows.step, cols.blocks * cols.step) != (rows.out, cols.out):
+        ends = [write.constant(place) for place in ([0, 0], [rows.out, cols.out], [2, 3])]
+        y = write.add("Slice", [y, *ends], f"{result}.c")
     if bias is not None:
         tensors.append(numpy_helper.from_array(bias.astype(np.float32)[:, None, None], f"{name}.bias"))
         y = write.add("Add", [y, f"{name}.bias"], f"{result}.y")
@@ -89,39 +124,20 @@ def fast_nodes(
     return write.nodes, tensors
 
 
-def _windows(write: _Writer, plan: Bilinear, value: str, result: str, inp: int) -> str:
-    """[n, inp, windows, rows, columns]"""
-    rows, cols = plan.rows, plan.cols
-    if plan.windows > 1:
-        before, after = zip(rows.zeros, cols.zeros, strict=True)
+def _last(write: _Writer, plan: Bilinear, value: str, result: str) -> str:
+    """[n, rows, columns, inp] with the zeros that windows need."""
+    before, after = zip(plan.rows.zeros, plan.cols.zeros, strict=True)
+    if any((*before, *after)):
         value = write.add("Pad", [value, write.constant([0, 0, *before, 0, 0, *after])], f"{result}.p")
-        value = _cut(write, value, rows, 2)
-        value = write.reshape(value, -1, inp, rows.blocks, rows.window, cols.size + sum(cols.zeros))
-        # Side by side along the rows: what comes out is [.., columns' windows · rows, columns] without moving anything.
-        value = _cut(write, value, cols, 4, along=3)
-    shape = write.constant((-1, inp, plan.windows, rows.window, cols.window))
-    return write.add("Reshape", [value, shape], f"{result}.x")
+    return write.add("Transpose", [value], f"{result}.x", perm=[0, 2, 3, 1])
 
 
-def _cut(write: _Writer, value: str, line: Line, axis: int, along: int | None = None) -> str:
-    """The windows of an axis, one after the other."""
+def _cut(write: _Writer, value: str, line: Line, axis: int) -> str:
+    """The windows of an axis, side by side along the first one after the batch."""
     if line.blocks == 1:
         return value
     cut = []
     for start in line.starts:
         ends = [write.constant([place]) for place in (start, start + line.window, axis)]
         cut.append(write.add("Slice", [value, *ends], f"{value}.{start}"))
-    return write.add("Concat", cut, f"{value}w", axis=axis if along is None else along)
-
-
-def _joined(write: _Writer, plan: Bilinear, value: str, result: str, out: int) -> str:
-    """The windows' outputs as one map."""
-    rows, cols = plan.rows, plan.cols
-    if plan.windows > 1:
-        value = write.reshape(value, -1, out, rows.blocks, cols.blocks, rows.step, cols.step)
-        value = write.add("Transpose", [value], f"{result}.j", perm=[0, 1, 2, 4, 3, 5])
-    value = write.reshape(value, -1, out, rows.blocks * rows.step, cols.blocks * cols.step)
-    if (rows.blocks * rows.step, cols.blocks * cols.step) == (rows.out, cols.out):
-        return value
-    ends = [write.constant(place) for place in ([0, 0], [rows.out, cols.out], [2, 3])]
-    return write.add("Slice", [value, *ends], f"{result}.c")
+    return write.add("Concat", cut, f"{value}w", axis=1)

@@ -78,7 +78,7 @@ class FastConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         """What stands in the brackets when it is printed."""
-        out, inp = self.kernel.shape[1] // self.plan.parts, self.kernel.shape[2]
+        inp, out = self.kernel.shape[1], self.kernel.shape[2] // self.plan.parts
         return f"{inp}, {out}, map={self.plan.rows.size}x{self.plan.cols.size}, points={self.plan.points}"
 
 

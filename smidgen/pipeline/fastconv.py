@@ -37,7 +37,8 @@ from smidgen.report.record import versions
 from smidgen.report.result import Scratch
 from smidgen.site import Curvature, Site, Stored, untouched
 
-LAYER_SECONDS = 3.0  # for all ways of one layer, in as many openings as a whole file gets
+LAYER_SECONDS = 3.0  # for all ways of one layer
+OPENINGS = 5  # … in so many openings of their files
 SPATIAL = "spatial"  # factors of the kernel, where some loss is allowed
 RANKS = 12  # of them that are tried, in closed form
 
@@ -190,7 +191,7 @@ class _Work:
         if key not in self.times:
             seconds = LAYER_SECONDS if files else LAYER_SECONDS / 4
             self.times[key] = time_chains(
-                chain_file(whole), files, input_shape(whole), self.task.threads, seconds, openings=TIMES
+                chain_file(whole), files, input_shape(whole), self.task.threads, seconds, OPENINGS
             )
         ms, shares = self.times[key]
         x = np.random.default_rng(self.task.seed).normal(size=input_shape(whole)).astype(np.float32)

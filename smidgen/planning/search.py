@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +73,9 @@ def search_size(
 ) -> Outcome:
     """The lowest price whose written file has at most ``limit`` bytes.
 
-    Predicted bytes rank the plans; the gap between predicted and written is learned from each file written.
+    Predicted bytes rank the plans; the gap between predicted and written is learned from each file written. Once one
+    file was too large and one from a smaller plan was not, the next plan lies between the two: where the gap itself
+    jumps, the last gap alone would lead from one side of the limit to the other for ever.
 
     Args:
         plan_at: price → plan.
@@ -84,14 +86,13 @@ def search_size(
         most_trials: files written at most.
     """
     trials: list[Trial] = []
-    gap = 0
     for _ in range(most_trials):
-        plan = cheapest(plan_at, lambda p: p.nbytes + gap <= limit, middle)  # noqa: B023 - used at once
-        plan = spend(plan, limit - gap - plan.nbytes)
+        allowed = predicted_for(limit, [(t.plan.nbytes, t.nbytes) for t in trials])
+        plan = cheapest(plan_at, lambda p: p.nbytes <= allowed, middle)  # noqa: B023 - used at once
+        plan = spend(plan, allowed - plan.nbytes)
         if any(t.plan.key == plan.key for t in trials):
             break
         trials.append(realise(plan))
-        gap = trials[-1].nbytes - plan.nbytes
         if trials[-1].nbytes <= limit and limit - trials[-1].nbytes < 0.002 * limit:
             break
     fitting = [t for t in trials if t.nbytes <= limit]
@@ -107,6 +108,27 @@ def search_size(
         tuple(trials),
         f"the smallest file found has {best.nbytes} bytes, asked were {limit}",
     )
+
+
+def predicted_for(limit: int, found: Sequence[tuple[int, int]]) -> int:
+    """Predicted bytes of the plan whose written file should have just as many as it may.
+
+    Args:
+        limit: bytes of the file, at most.
+        found: predicted and written bytes of the files so far, in the order they were written.
+
+    Returns:
+        By a straight line between the nearest files on both sides of the limit, or by the last file's gap.
+
+    >>> predicted_for(442, []), predicted_for(442, [(442, 359)]), predicted_for(442, [(442, 359), (525, 509)])
+    (442, 525, 487)
+    """
+    small = max((each for each in found if each[1] <= limit), default=None)
+    large = min((each for each in found if each[1] > limit), default=None)
+    if small is not None and large is not None and small[0] < large[0]:
+        (low, written), (high, too_many) = small, large
+        return low + (limit - written) * (high - low) // (too_many - written)
+    return limit - (found[-1][1] - found[-1][0]) if found else limit
 
 
 def search_drop(

@@ -13,8 +13,10 @@ from torch import nn
 
 from smidgen.export.onnx import fill, write
 from smidgen.export.onnx_chain import chain_file
+from smidgen.export.onnx_fastconv import kernel_first
 from smidgen.export.prepare import prepare
 from smidgen.forms import FLOATS, Dense, Stage, hollow
+from smidgen.forms.fastconv import plan_layer
 from smidgen.model.fastconv import geometry_of
 from smidgen.model.load import load_network
 from smidgen.site import Stored, untouched
@@ -41,6 +43,19 @@ def test_a_layer_alone(
     np.testing.assert_allclose(found, direct, atol=1e-4 * np.abs(direct).max())
 
 
+@pytest.mark.parametrize("size", [(14, 14), (20, 9)])
+def test_the_kernel_stands_first_in_a_product_of_few_rows(size: tuple[int, int]) -> None:
+    geometry = geometry_of(nn.Conv2d(144, 120, 7, padding=3), size)
+    plan, x = plan_layer(geometry, "fft"), np.random.default_rng(0).normal(size=(1, 144, *size)).astype(np.float32)
+    assert kernel_first(plan, 144, 120)
+    assert not kernel_first(plan, 40, 36)
+    found = chain_file((Stage(Dense(hollow(), "fft"), geometry),))
+    kernel = next(t for t in onnx.load_from_string(found).graph.initializer if t.name.endswith(".kernel"))
+    assert list(kernel.dims) == [plan.points, 240, 144]
+    direct = answer(chain_file((Stage(Dense(hollow()), geometry),)), x)
+    np.testing.assert_allclose(answer(found, x), direct, atol=1e-4 * np.abs(direct).max())
+
+
 def test_a_network_with_some_of_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -62,7 +77,7 @@ def test_a_network_with_some_of_them(tmp_path: Path) -> None:
     proto = onnx.load(path)
     onnx.checker.check_model(proto)
     assert sum(node.op_type == "Conv" for node in proto.graph.node) == 1
-    # Both layers have the same map, so L and R', of the same shape here, are stored once for both.
+    # Both layers have the same square map: one matrix is L and R of both, another L' and R'.
     assert len({t.name for t in proto.graph.initializer}) == len(proto.graph.initializer)
-    assert sum(t.dims == [18, 12] for t in proto.graph.initializer) == 2
+    assert [sum(t.dims == dims for t in proto.graph.initializer) for dims in ([18, 12], [12, 18])] == [1, 1]
     np.testing.assert_allclose(answer(path, x.numpy()), model(x).detach().numpy(), atol=1e-4)

@@ -66,6 +66,21 @@ def test_without_spending_the_price_alone_comes_near():
     assert 9_500 < outcome.best.nbytes <= 10_000
 
 
+def test_where_the_gap_jumps_the_search_stays_between_the_files_on_both_sides():
+    made = []
+
+    def realise(plan):
+        # What is written of larger plans is far nearer to what was predicted.
+        made.append((plan.nbytes, plan.nbytes - (8_300 if plan.nbytes < 39_700 else 1_600)))
+        return Trial(plan, made[-1][1], 0.0)
+
+    outcome = search_size(plan_at, realise, 37_000, 1e-3, spend=spend_all)
+    assert outcome.met
+    assert len(made) == 5
+    # The last gap alone would go to 45,300 and 38,600 by turns, and end at 30,300 bytes.
+    assert 30_800 < outcome.best.nbytes <= 31_400
+
+
 def test_room_for_everything_changes_nothing():
     outcome = search_size(plan_at, Bench(), 10**9, 1e-3, spend=spend_nothing)
     assert outcome.best.plan.choices[0].rank == WEIGHTS
