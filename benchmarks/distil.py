@@ -28,10 +28,13 @@ from smidgen.data import Dataset, open_data
 TITLE = "Distillation: a student 20 times smaller, cats and dogs"
 TEACHER = "ai85cd_catsdogs.onnx"
 # Fewer images, more epochs: a training needs steps more than it needs passes.
-EPOCHS = {1.0: 25, 0.1: 80, 0.05: 120}
+EPOCHS = {1.0: 75, 0.1: 160, 0.05: 240}
 BATCH, RATE, DECAY = 32, 1e-2, 1e-2
 AUGMENT = ("shift8", "flip", "zoom20")
-TEMPERATURE, MIX = 4.0, 0.9
+# Two classes have no likeness among wrong answers that a temperature would bring out; at T = 4 the loss is a regression
+# on scores too large for so small a student. On 1,000 training images that no training saw, with 10 % of the images and
+# 160 epochs: 64.2 % at T = 1, 60.4 at T = 2 with features beside, 60.3 alone.
+TEMPERATURE, MIX = 1.0, 0.9
 WAYS = {"alone": 0.0, "taught": MIX}
 BETTER, HALF = 1.0, 0.5  # points, and share of the gap to the teacher
 SMALLER = 20.0

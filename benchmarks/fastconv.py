@@ -37,16 +37,14 @@ from smidgen.measure.fastconv import Way, choose, direct_outputs, relative_error
 from smidgen.measure.latency import measure_latency
 from smidgen.measure.layers import time_chains
 from smidgen.model.fastconv import ALGORITHMS, DIRECT, FastConv2d, geometry_of, plan_layer
-from smidgen.pipeline.fast_files import TIMES
-from smidgen.pipeline.fastconv import LAYER_SECONDS
+from smidgen.pipeline.fastconv import LAYER_SECONDS, OPENINGS
 from smidgen.runtimes.onnxruntime import open_onnx
 
 TITLE = "Fast convolution: Winograd's and Fourier's beside the direct one, in onnxruntime and torch"
 KERNELS, SIZES, CHANNELS = (3, 5, 7, 15, 31), (14, 28, 56, 112, 224), (16, 32, 64, 128, 256, 512)
 # The widest layer of a kernel and a map that stays below this; one of 16 channels may take twice as much.
 MOST_MACS = 2.0e9
-CHOOSER_SECONDS, ORT_SECONDS, TORCH_SECONDS = LAYER_SECONDS, 4.0, 1.0
-OPENINGS = 5  # of every file, for the times that the chooser is held to
+ORT_SECONDS, TORCH_SECONDS = 4.0, 1.0  # … of which the first in as many openings as the chooser's own
 LEAST_TURNS, MOST_TURNS = 5, 200
 FASTER, SLOWER, EXACT, LOOSE = 3.0, 0.05, 1e-5, 1e-4
 NETWORKS = {
@@ -165,7 +163,7 @@ def _ways(
 ) -> list[Way]:
     """The chooser's own timing."""
     shape = (1, geometry.in_channels, *geometry.in_size)
-    ms, shares = time_chains(direct, files, shape, threads, CHOOSER_SECONDS, openings=TIMES)
+    ms, shares = time_chains(direct, files, shape, threads, LAYER_SECONDS, OPENINGS)
     taps = geometry.columns * geometry.out_channels
     found = [Way(DIRECT, ms, 4 * taps, 0.0)]
     return [*found, *(Way(n, ms * shares[n], 4 * modules[n].kernel.numel(), 0.0) for n in files)]

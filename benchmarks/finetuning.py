@@ -6,7 +6,7 @@ are found by calibration on unlabelled training images, then trained to answer a
 in; a fifth of the training images says which epoch is kept and the test images are scored once for each file. For ranks
 by price the trade-off dial is turned, without looking at any label, until so many multiply-adds are left.
 
-    python benchmarks/finetuning.py               # forty minutes on one core, the network's training apart
+    python benchmarks/finetuning.py               # an hour on one core, the network's training apart
     python benchmarks/finetuning.py --ways vbmf
 """
 
@@ -29,7 +29,7 @@ from smidgen.data import Dataset, open_data
 NAME, TITLE = "finetuning", "Decomposition and fine-tuning: the small VGG, before and after"
 HOME = RESULTS / NAME
 LABELS = 0.5  # of what is learned from; the rest are the original's answers
-TRAINING = {"epochs": 10, "batch": 128, "lr": 1e-3, "augment": ("shift4", "flip"), "precision": "mixed"}
+TRAINING = {"epochs": 4, "batch": 128, "lr": 1e-3, "augment": ("shift4", "flip"), "precision": "mixed"}
 FEWER = 3.0  # times
 TURNS = 7  # of the dial
 # Methods and their settings; None: the dial is turned until as few multiply-adds are left as that way has.

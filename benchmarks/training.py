@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
+from smidgen.recover.training import multiplies_bfloat16
+
 BATCH = 500  # for scoring
 
 
@@ -97,7 +99,7 @@ def _epoch(
         batch = batch_of(images[pick], random).to(memory_format=torch.channels_last)
         # Twice as fast where the processor multiplies bfloat16, and twelve times slower where it does not; the weights
         # stay float32.
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=multiplies_bfloat16("cpu")):
             loss = F.cross_entropy(net(batch).float(), labels[pick])
         optimiser.zero_grad()
         loss.backward()

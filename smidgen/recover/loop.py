@@ -22,7 +22,7 @@ from smidgen.recover.checkpoint import Fingerprint, fingerprint, read_checkpoint
 from smidgen.recover.feeding import Feed, Place
 from smidgen.recover.holding import Holding
 from smidgen.recover.processes import processes
-from smidgen.recover.training import Training, duration
+from smidgen.recover.training import Training, duration, multiplies_bfloat16
 
 __all__ = ["Fitted", "Hook", "Training", "fit"]
 
@@ -66,6 +66,7 @@ class Fitted:
         stopped: why it ended: all epochs done, no better score for long, out of time, or a loss that kept exploding.
         history: of each epoch: epoch, loss, held, lr.
         rollbacks: how often it was taken back to the start of an epoch.
+        precision: what was computed in, ``bfloat16`` or ``float32``.
     """
 
     epochs: int
@@ -76,6 +77,7 @@ class Fitted:
     stopped: Stopped
     history: tuple[dict[str, Any], ...]
     rollbacks: int = 0
+    precision: str = "float32"
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -225,6 +227,7 @@ class _Run:
         self.saving: _Saving | None = None
         self.sentence = ""
         self.all_steps = training.epochs * feed.steps
+        self.mixed = training.precision == "mixed" and multiplies_bfloat16(team.device.type)
 
     def train(self, saving: _Saving | None) -> Fitted:
         self.saving = saving
@@ -272,7 +275,7 @@ class _Run:
         torch.manual_seed(self.feed.seed(place))
         x, labels, rows = self.feed.batch(place)
         holding.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=training.precision == "mixed"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
             loss = self.loss(x, labels, *rows)
         loss.backward()
         norm = holding.clip(training.clip)
@@ -333,7 +336,7 @@ class _Run:
         steps = books.epoch * self.feed.steps + books.step
         return Fitted(
             books.epoch, steps, books.best, books.best_epoch, books.seconds, stopped, tuple(books.history),
-            books.rollbacks,
+            books.rollbacks, "bfloat16" if self.mixed else "float32",
         )  # fmt: skip
 
     def _elapsed(self) -> float:

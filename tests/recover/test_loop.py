@@ -294,7 +294,9 @@ def test_biases_do_not_decay():
     assert torch.equal(net.bias.detach(), bias)
 
 
-def test_augmented_batches_and_bfloat16_train_too():
+@pytest.mark.parametrize(("native", "computed"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_augmented_batches_and_bfloat16_where_it_is_multiplied_train_too(monkeypatch, native, computed):
+    monkeypatch.setattr(loop, "multiplies_bfloat16", lambda device: native)
     x = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     shapes = set()
@@ -306,7 +308,8 @@ def test_augmented_batches_and_bfloat16_train_too():
     inputs = Dataset.from_array(x, np.arange(40) % 2)
     done = fit(net, inputs, loss, Training(epochs=2, batch=8, precision="mixed", augment=("shift2", "flip")))
     assert done.stopped == "done"
-    assert shapes == {((8, 1, 8, 8), torch.bfloat16)}
+    assert shapes == {((8, 1, 8, 8), computed)}
+    assert f"torch.{done.precision}" == str(computed)
     assert net[1].weight.dtype == torch.float32
 
 
