@@ -37,6 +37,15 @@ def test_roles_are_disjoint_and_of_their_sizes(
     assert len(calibration) == min(limit, count - part * (1 if given_test else 2))
 
 
+def test_what_selection_does_not_need_is_for_calibration_last_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.arange(200) % 4
+    before = _members(split_roles(_numbered(200, labels), max_calibration=200))
+    monkeypatch.setattr("smidgen.data.roles.MOST_SELECTION", 12)
+    after = _members(split_roles(_numbered(200, labels), max_calibration=200))
+    assert after == [before[0] + before[1][12:], before[1][:12], before[2]]
+    assert np.bincount(np.asarray(after[1]) % 4).tolist() == [3, 3, 3, 3], "still in its share"
+
+
 def test_the_division_is_fixed() -> None:
     # Held here: a report of last year must be repeatable with this year's libraries.
     assert _members(split_roles(_numbered(10))) == [[4, 3, 9, 8, 7, 6], [0, 5], [2, 1]]
@@ -113,7 +122,7 @@ def test_nothing_left_or_nothing_asked() -> None:
 def test_real_digits_do_not_overlap(data_dir: Path) -> None:
     train, test = (open_data(data_dir / f"mnist/{name}-images-idx3-ubyte.gz") for name in ("train", "t10k"))
     roles = split_roles(train, test=test)
-    assert [len(roles.calibration), len(roles.selection), len(roles.test)] == [1000, 12_000, 10_000]
+    assert [len(roles.calibration), len(roles.selection), len(roles.test)] == [1000, 5000, 10_000]
     assert roles.calibration_dropped == roles.selection_dropped == 0
 
 

@@ -18,6 +18,8 @@ from smidgen.data.dataset import Dataset
 from smidgen.errors import DataError
 
 HELD_BACK = 5  # one part in five for selection, and one for test where none is given
+# Inputs for selection: of more, a paired difference would be told hardly better, and training can use them.
+MOST_SELECTION = 5000
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +54,10 @@ class Roles:
 def split_roles(data: Dataset, *, test: Dataset | None = None, seed: int = 0, max_calibration: int = 1000) -> Roles:
     """Divide the data into calibration, selection and test.
 
-    Selection is a fifth of `data`. Test is `test`, else another fifth. Calibration is from the rest, its first
-    `max_calibration`: a larger limit keeps the smaller one's items first and moves nothing else. Items of `data` that
-    are byte-identical to a test item are left out of the other two roles, and those in selection out of calibration.
+    Selection is a fifth of `data`, 5,000 items at most. Test is `test`, else another fifth. Calibration is from the
+    rest, its first `max_calibration`: a larger limit keeps the smaller one's items first and moves nothing else. Items
+    of `data` that are byte-identical to a test item are left out of the other two roles, and those in selection out of
+    calibration.
 
     Args:
         data: to be divided.
@@ -84,9 +87,11 @@ def split_roles(data: Dataset, *, test: Dataset | None = None, seed: int = 0, ma
     else:
         held_back = test
     taken = set(held_back.item_hashes)
-    selection, selection_dropped = _without(data, order[:part], taken, part)
+    selection, selection_dropped = _without(data, order[: min(part, MOST_SELECTION)], taken, part)
     taken.update(data.take(selection).item_hashes if selection else ())
-    calibration, calibration_dropped = _without(data, order[part:], taken, max_calibration)
+    # What selection does not need comes last, so that the first inputs for calibration are those they always were.
+    rest = np.concatenate([order[part:], order[MOST_SELECTION:part]])
+    calibration, calibration_dropped = _without(data, rest, taken, max_calibration)
     if not selection or not calibration:
         role = "calibration" if selection else "selection"
         dropped = selection_dropped + calibration_dropped

@@ -73,7 +73,7 @@ def open_ground(
 
     Args:
         network: whose inputs they are.
-        data: see `smidgen.compress`; a fifth is for selection.
+        data: see `smidgen.compress`; a fifth, at most 5,000, is for selection.
         test: a fifth of ``data`` when None.
         metric: replaces accuracy.
         threads: what torch uses when None.
