@@ -40,6 +40,9 @@ from smidgen.numerics.cp_correction import cp_corrected
 from smidgen.numerics.cp_metric import CPMetricFit, cp_metric_curve
 from smidgen.site import Curvature, Site
 
+# Terms tried at most: a sweep solves systems of their number, whose work grows with its cube, and holds such columns.
+# The wide kernels that it binds (31×31 from 32 to 32 channels could have 5,461) have better forms beyond.
+MOST_TERMS = 1024
 CORRECTED = 1.02  # largest error after a correction, in those before it
 
 
@@ -93,7 +96,7 @@ class Cp:
         return replace(self, settings=Settings(**{**asdict(self.settings), **settings}))
 
     def family(self, site: Site, curvature: Curvature, *, device: str = "cpu", seed: int = 0) -> Family:
-        """A few ranks from one term up to `Settings.max_share` of the layer's weights.
+        """A few ranks from one term up to `Settings.max_share` of the layer's weights, or to 1,024 terms.
 
         Args:
             site: the layer.
@@ -137,7 +140,7 @@ class Cp:
             self.name, most, there=exact_rank(site.weight.shape), vbmf=None,
             energy=lambda share: self._by_energy(torch.as_tensor(site.weight), share, most),
         )  # fmt: skip
-        return list(self.settings.grid(most, self.settings.points)) if picked is None else [picked]
+        return list(self.settings.grid(min(most, MOST_TERMS), self.settings.points)) if picked is None else [picked]
 
     def _by_energy(self, weight: Tensor, share: float, most: int) -> int:
         """The smallest rank whose fit keeps a share of the energy; one more than ``most`` where none does."""

@@ -8,7 +8,7 @@ import torch
 
 from smidgen.errors import PlanError, Refusal
 from smidgen.forms import CP, Geometry, dense, params
-from smidgen.methods import choose_methods
+from smidgen.methods import choose_methods, cp
 from smidgen.methods.cp import METHOD, Settings
 from smidgen.numerics.cp import refit_out
 from smidgen.site import Curvature, Moment, Site
@@ -80,6 +80,23 @@ def test_refused_layers(geometry, words):
     shape = (geometry.out_channels, geometry.in_channels // geometry.groups, *geometry.kernel)
     with pytest.raises(Refusal, match=words):
         QUICK.family(Site("x", geometry, np.ones(shape, "f4")), Curvature())
+
+
+def test_wide_kernels_get_no_more_terms_than_are_worth_their_time(monkeypatch):
+    asked = []
+
+    def fits(weight, ranks, **_):
+        asked.append(list(ranks))
+        raise Refusal("enough")
+
+    monkeypatch.setattr(cp, "cp_metric_curve", fits)
+    geometry = Geometry("conv", 32, 32, (31, 31), (1, 1), (15, 15), (1, 1), 1, (28, 28), (28, 28))
+    site = Site("c", geometry, np.zeros((32, 32, 31, 31), "f4"))
+    for method in (METHOD, METHOD.with_settings(ranks="fixed", rank=3000)):
+        with pytest.raises(Refusal, match="enough"):
+            method.family(site, Curvature())
+    assert max(asked[0]) == 1024
+    assert asked[1] == [3000], "who names a rank gets it"
 
 
 def test_another_seed_may_differ_but_predicts_alike():
