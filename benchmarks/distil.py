@@ -145,7 +145,10 @@ def main() -> None:
     ]
     claims = [claim_of(share, [row for row in rows if row["share"] == share]) for share in options.shares]
     claims = [size_claim(rows[0]), *claims]
-    claims = joined(earlier("distil"), claims) if options.add else claims
+    if options.add:
+        before = earlier("distil")
+        claims = joined(before, claims)
+        rows = [row for row in before.get("rows", ()) if row["share"] not in options.shares] + rows
     show(TITLE, claims)
     print(save("distil", TITLE, claims, rows=rows))
 
