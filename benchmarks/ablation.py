@@ -48,7 +48,7 @@ def run(row: str, threads: int, seed: int) -> dict[str, Any]:
     else:
         given = {"target": "archive"}
         if row != "calibration alone":
-            given |= {"train": smidgen.Training(epochs=EPOCHS, **CASE.training), "mix": 0.5}
+            given |= {"train": smidgen.Training(**{**CASE.training, "epochs": EPOCHS}), "mix": 0.5}
     result = smidgen.compress(
         CASE.original(), CASE.data("train"), test=CASE.data("test"), budget=smidgen.Budget(size=SIZE), threads=threads,
         seed=seed, **given,
