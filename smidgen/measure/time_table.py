@@ -25,7 +25,7 @@ import onnxruntime
 from smidgen.errors import one_line
 from smidgen.forms import DIRECT, Stage
 
-VERSION = 2  # of what is timed and how; another number starts an empty table
+VERSION = 3  # of what is timed and how; another number starts an empty table
 LARGEST_NBYTES = 64 << 20  # of the file; some 70 bytes an entry
 FILE = "layer-times.json"
 

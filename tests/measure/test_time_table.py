@@ -50,9 +50,9 @@ def test_runs_side_by_side_keep_each_others_times(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"{", b"\xff\xfe", b"[]", b'{"version": 2}', b'{"version": 2, "entries": {"a:": "fast"}}',
-        b'{"version": 2, "entries": {"a:": -1}}', b'{"version": 2, "entries": {"a:": NaN}}', b"[" * 100_000,
-        b'{"version": 2, "entries": {"a:": true}}',
+        b"", b"{", b"\xff\xfe", b"[]", b'{"version": 3}', b'{"version": 3, "entries": {"a:": "fast"}}',
+        b'{"version": 3, "entries": {"a:": -1}}', b'{"version": 3, "entries": {"a:": NaN}}', b"[" * 100_000,
+        b'{"version": 3, "entries": {"a:": true}}',
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_left_out_with_one_line_and_written_anew(tmp_path: Path, content: bytes) -> None:
@@ -74,7 +74,7 @@ def test_a_table_of_another_version_is_not_read(tmp_path: Path) -> None:
 
 def test_a_file_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time_table, "LARGEST_NBYTES", 10)
-    (tmp_path / FILE).write_text('{"version": 2, "entries": {"a:": 1.0}}')
+    (tmp_path / FILE).write_text('{"version": 3, "entries": {"a:": 1.0}}')
     with pytest.warns(UserWarning, match="too large"):
         assert open_table(tmp_path).entries == {}
 
