@@ -3,8 +3,8 @@
 Asked and published: LeNet-300-100 8 kB at 1.6 % error (27 kB at 1.58 %, Deep Compression; 8.56 kB at 1.9 %, Oktay et
 al.); LeNet-5 3.5 kB at 0.9 % (44 kB at 0.74 %; 2.84 kB at 1.0 %; MIRACLE 3.03 kB at 0.69 %, 1.52 kB at 0.96 %); the
 12.5 MB network for MNIST 40 kB without loss (0.57 MB); lenet_mnist as given 9 kB at 99.11 %; ResNet-20 48 kB at half a
-point. Bytes are those of whole ``.smidgen`` files, graph included. A fifth of the training images is held back: weights
-are chosen by it, and the test images are scored once, at the end. (The originals were trained on that fifth too, so
+point. Bytes are those of whole ``.smidgen`` files, graph included. Some of the training images are held back: weights
+are chosen by it, and the test images are scored once, at the end. (The originals were trained on those too, so
 what is lost on it looks like more than what is lost on the test images.)
 
     python benchmarks/extreme.py

@@ -3,7 +3,7 @@
 The small VGG on CIFAR-10 (`vgg.py`). Asked: what decomposition loses before and after fine-tuning; ranks by price no
 worse than those of VBMF at equal multiply-adds; and at least three times fewer multiply-adds without loss. The forms
 are found by calibration on unlabelled training images, then trained to answer as the original did, with labels mixed
-in; a fifth of the training images says which epoch is kept and the test images are scored once for each file. For ranks
+in; 5,000 of the training images say which epoch is kept and the test images are scored once for each file. For ranks
 by price the trade-off dial is turned, without looking at any label, until so many multiply-adds are left.
 
     python benchmarks/finetuning.py               # an hour on one core, the network's training apart

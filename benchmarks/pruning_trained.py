@@ -3,7 +3,7 @@
 Asked: at least 14 times fewer weights (aim 20) with no loss, where pruning and fine-tuning alone are published with 12
 times fewer for LeNet (Han et al. 2015, arXiv:1506.02626). The smallest weights of all layers together go, little by
 little (arXiv:1710.01878), while the network learns from training digits to answer as it did and as their labels say;
-then what is left trains on at falling rates (arXiv:2003.02389). A fifth of the training digits chooses the epoch; the
+then what is left trains on at falling rates (arXiv:2003.02389). Some of the training digits choose the epoch; the
 test digits are scored once for each file. Where asked for, the same with all weights removed at once before the
 fine-tuning, and with no training at all.
 

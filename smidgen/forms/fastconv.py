@@ -50,9 +50,8 @@ def fast_nbytes(stage: Stage) -> int:
         stage: one that is not computed directly.
     """
     plan = plan_layer(stage.geometry, stage.algorithm)
-    matrices = (plan.left, plan.right, plan.right_out, plan.left_out)
     # Equal ones are stored once: on square maps Winograd's are the same for both axes.
-    kept = {(m.shape, m.tobytes()): m.size for m, skip in zip(matrices, plan.plain, strict=True) if not skip}
+    kept = {(m.shape, m.tobytes()): m.size for m, skip in zip(plan.along, plan.plain, strict=True) if not skip}
     numbers = plan.growth * stage.params + sum(kept.values())
     cut = 0 if plan.windows == 1 else CUT + WINDOW * (plan.rows.blocks + plan.cols.blocks)
     return round(4 * numbers) + OVERHEAD + cut

@@ -60,7 +60,7 @@ class FastConv2d(nn.Module):
         self.plan = plan
         self.kernel = nn.Parameter(transform_kernel(plan, conv.weight.detach()))
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
-        self.names = ("left", "right", "left_out", "right_out")
+        self.names = ("left", "right", "right_out", "left_out")
         for name, matrix in zip(self.names, matrices(plan, conv.weight), strict=True):
             self.register_buffer(name, matrix, persistent=False)
 
@@ -72,8 +72,8 @@ class FastConv2d(nn.Module):
                 f"fast convolution: it was made for maps of {rows.size}×{cols.size}, got {list(x.shape)}; "
                 "make another from the plain layer for this size"
             )
-        left, right, left_out, right_out = (getattr(self, name) for name in self.names)
-        y = convolve(x, self.kernel, self.plan, (left, right, left_out, right_out))
+        left, right, right_out, left_out = (getattr(self, name) for name in self.names)
+        y = convolve(x, self.kernel, self.plan, (left, right, right_out, left_out))
         return y if self.bias is None else y + self.bias[:, None, None]
 
     def extra_repr(self) -> str:

@@ -129,13 +129,15 @@ class Bilinear:
         joined = self.parts**2 * ways * cols.points * cols.tiles * inp * out
         return round(self.windows * (forward * inp + back * out + joined))
 
+    @property
+    def along(self) -> tuple[np.ndarray, ...]:
+        """L, R, R', L': in the order in which they are multiplied by."""
+        return self.left, self.right, self.right_out, self.left_out
+
     @cached_property
     def plain(self) -> tuple[bool, ...]:
-        """Whether L, R, R', L' are identities, which nobody need multiply by."""
-        return tuple(
-            m.shape[0] == m.shape[1] and np.array_equal(m, np.eye(len(m)))
-            for m in (self.left, self.right, self.right_out, self.left_out)
-        )
+        """Which of `along` are identities, which nobody need multiply by."""
+        return tuple(m.shape[0] == m.shape[1] and np.array_equal(m, np.eye(len(m))) for m in self.along)
 
 
 def winograd(
@@ -207,16 +209,14 @@ def transform_kernel(plan: Bilinear, weight: Float[Tensor, "out inp y x"]) -> Fl
 
 
 def matrices(plan: Bilinear, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """L, R, L' and R' as tensors.
+    """The matrices `along` both axes as tensors.
 
     Args:
         plan: the algorithm.
         like: whose dtype and device they take.
     """
-    left, right, left_out, right_out = (
-        torch.from_numpy(m).to(like.device, like.dtype) for m in (plan.left, plan.right, plan.left_out, plan.right_out)
-    )
-    return left, right, left_out, right_out
+    left, right, right_out, left_out = (torch.from_numpy(m).to(like.device, like.dtype) for m in plan.along)
+    return left, right, right_out, left_out
 
 
 def convolve(
@@ -240,7 +240,7 @@ def convolve(
     >>> torch.allclose(y, F.conv2d(x, weight, padding=1), atol=1e-4)
     True
     """
-    left, right, left_out, right_out = given or matrices(plan, x)
+    left, right, right_out, left_out = given or matrices(plan, x)
     rows, cols, parts = plan.rows, plan.cols, plan.parts
     skip = plan.plain
     inp, out = kernel.shape[1], kernel.shape[2] // parts
