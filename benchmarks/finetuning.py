@@ -3,8 +3,8 @@
 The small VGG on CIFAR-10 (`vgg.py`). Asked: what decomposition loses before and after fine-tuning; ranks by price no
 worse than those of VBMF at equal multiply-adds; and at least three times fewer multiply-adds without loss. The forms
 are found by calibration on unlabelled training images, then trained to answer as the original did, with labels mixed
-in; 5,000 of the training images say which epoch is kept and the test images are scored once for each file. For ranks
-by price the trade-off dial is turned, without looking at any label, until so many multiply-adds are left.
+in; 5,000 of the training images say which epoch is kept and the test images are scored once for each file. Ranks by
+price have as their budget the multiply-adds that VBMF's leave, or a third of all.
 
     python benchmarks/finetuning.py               # an hour on one core, the network's training apart
     python benchmarks/finetuning.py --ways vbmf
@@ -31,8 +31,7 @@ HOME = RESULTS / NAME
 LABELS = 0.5  # of what is learned from; the rest are the original's answers
 TRAINING = {"epochs": 4, "batch": 128, "lr": 1e-3, "augment": ("shift4", "flip"), "precision": "mixed"}
 FEWER = 3.0  # times
-TURNS = 7  # of the dial
-# Methods and their settings; None: the dial is turned until as few multiply-adds are left as that way has.
+# Methods, their settings, and the share of multiply-adds that is left: that of another way, or as many as come out.
 WAYS: dict[str, tuple[tuple[str, ...], dict[str, Any], str | float | None]] = {
     "vbmf": (("tucker2",), {"tucker2": {"ranks": "vbmf"}}, None),
     "price": (("tucker2",), {}, "vbmf"),
@@ -49,46 +48,32 @@ def macs_of(result: smidgen.Result) -> int:
     return sum(layer["macs_after"] for layer in result.record["layers"])
 
 
-def found(file: Path, way: str, position: float | None, data: Dataset, threads: int, **given: Any) -> smidgen.Result:
-    """The network decomposed: at a position of the dial, or with the ranks that the method says."""
+def found(file: Path, way: str, macs: float | None, data: Dataset, threads: int, **given: Any) -> smidgen.Result:
+    """The network decomposed: to a share of its multiply-adds, or with the ranks that the method says."""
     methods, settings, _ = WAYS[way]
-    budget = None if position is None else smidgen.Budget(tradeoff=position)
+    budget = None if macs is None else smidgen.Budget(macs=macs)
     return smidgen.compress(
         str(file), data, budget=budget, methods=methods, settings=settings, threads=threads, guard=False, **given
     )
-
-
-def position_of(file: Path, way: str, most: float, given: Dataset, threads: int) -> float:
-    """The lowest position of the dial, to a hundredth, at which at most so many multiply-adds are left."""
-    low, high = 0.0, 1.0
-    for _ in range(TURNS):
-        middle = (low + high) / 2
-        left = macs_of(found(file, way, middle, given, threads))
-        print(f"{way}: dial at {middle:.3f}: {left:,} multiply-adds, wanted {most:,.0f}", flush=True)
-        low, high = (low, middle) if left <= most else (middle, high)
-    return high
 
 
 def run(way: str, threads: int, seed: int, before: Mapping[str, Any]) -> dict[str, Any]:
     """One way: its files before and after training."""
     HOME.mkdir(parents=True, exist_ok=True)
     started, file, test = time.perf_counter(), vgg.network_file(HOME, threads=threads), photos("test")
-    given = sets.calibration_and_test("vgg", seed)[0]
-    whole, wanted = before.get("original_macs"), WAYS[way][2]
-    position = None
-    if wanted is not None:
-        if whole is None:
-            raise SystemExit("run the way 'vbmf' first: the others have as many multiply-adds as it leaves")
-        most = wanted * whole if isinstance(wanted, float) else before["runs"][wanted]["macs"]
-        position = position_of(file, way, most, given, threads)
-    plain = found(file, way, position, given, threads, test=test, seed=seed)
+    share = WAYS[way][2]
+    if isinstance(share, str):
+        if share not in before.get("runs", {}):
+            raise SystemExit(f"run the way '{share}' first: '{way}' has as many multiply-adds as it leaves")
+        share = before["runs"][share]["macs"] / before["original_macs"]
+    plain = found(file, way, share, sets.calibration_and_test("vgg", seed)[0], threads, test=test, seed=seed)
     tuned = found(
-        file, way, position, photos("train"), threads, test=test, seed=seed, train=smidgen.Training(**TRAINING),
+        file, way, share, photos("train"), threads, test=test, seed=seed, train=smidgen.Training(**TRAINING),
         mix=1 - LABELS, checkpoint=HOME / f"{way}.{seed}.checkpoint", progress=told(way),
     )  # fmt: skip
     layers = plain.record["layers"]
     return {
-        "way": way, "position": position, "macs": macs_of(plain), "tuned_macs": macs_of(tuned),
+        "way": way, "share": share, "macs": macs_of(plain), "tuned_macs": macs_of(tuned),
         "original_macs": sum(layer["macs_before"] for layer in layers),
         "ranks": {layer["name"]: [layer["form"], layer["rank"]] for layer in layers},
         "original": plain.record["original"]["accuracy"], "training": tuned.record["training"]["why"],

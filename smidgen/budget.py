@@ -26,7 +26,7 @@ FILES = {
     "executorch-int8": "model.int8.pte",
 }  # fmt: skip
 
-Kind = Literal["size", "ratio", "max_drop", "tradeoff", "speedup", "latency", "default"]
+Kind = Literal["size", "ratio", "max_drop", "tradeoff", "macs", "speedup", "latency", "default"]
 
 # Keys are lower case: "KB", "kB" and "kb" are all written for 1000 bytes, and none is written for bits.
 _UNITS = {
@@ -67,6 +67,7 @@ _EXAMPLES = {
     "ratio": 'ratio=6 or ratio="6x"',
     "max_drop": 'max_drop=0.5 or max_drop="0.5%", in percentage points',
     "tradeoff": "tradeoff=0.5, from 0 (accuracy) to 1 (size)",
+    "macs": 'macs=0.4 or macs="40%", the share of the multiply-accumulates that is left',
     "speedup": 'speedup=2 or speedup="2x", times faster than the original',
     "latency": 'latency="5 ms" or latency=5, in milliseconds',
 }
@@ -113,6 +114,22 @@ def parse_latency(text: str) -> float:
     if unit.lower() not in _TIME_UNITS:
         raise _wrong("latency", text, f"has the unknown unit {unit!r}; use us, µs, ms or s")
     return _checked_ms(float(number * _TIME_UNITS[unit.lower()]), text)
+
+
+def share_of(given: object) -> float | None:
+    """A share of what there is: a number between 0 and 1, or text such as "35%"; None for anything else.
+
+    >>> share_of("35%"), share_of(0.5), share_of("0.5"), share_of("3x"), share_of(1)
+    (0.35, 0.5, 0.5, None, None)
+    """
+    if isinstance(given, bool) or not isinstance(given, int | float | str) or len(str(given)) > _LONGEST_TEXT:
+        return None
+    text = str(given).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        return None
+    return share if 0 < share < 1 else None
 
 
 def format_size(nbytes: int) -> str:
@@ -171,6 +188,7 @@ class Budget:
         ratio: original bytes / written bytes, above 1; text such as "6x" too.
         max_drop: absolute percentage points of the metric that may be lost: 0.5, "0.5" and "0.5%" mean half a point.
         tradeoff: from 0 (keep accuracy) to 1 (save bytes).
+        macs: share of the multiply-accumulates that is left at most, 0.4 or text such as "40%".
         speedup: the original's time / the written file's, above 1, both measured here; text such as "2x" too.
         latency: milliseconds that the written file may take for one input here, or text such as "5 ms", "250 us".
 
@@ -188,6 +206,7 @@ class Budget:
     ratio: float | int | str | None = None
     max_drop: float | int | str | None = None
     tradeoff: float | int | None = None
+    macs: float | int | str | None = None
     speedup: float | int | str | None = None
     latency: float | int | str | None = None
 
@@ -224,6 +243,11 @@ class Budget:
     def points(self) -> float | None:
         """The permitted drop in percentage points, where one was given."""
         return None if self.max_drop is None else float(self.max_drop)
+
+    @property
+    def share(self) -> float | None:
+        """The share of the multiply-accumulates, where one was given."""
+        return None if self.macs is None else float(self.macs)
 
     @property
     def faster(self) -> float | None:
@@ -341,6 +365,13 @@ def _tradeoff(value: object) -> float:
     return tradeoff
 
 
+def _macs(value: object) -> float:
+    share = share_of(value)
+    if share is None:
+        raise _wrong("macs", value, "is no share between 0 and 1")
+    return share
+
+
 def _speedup(value: object) -> float:
     speedup = _number("speedup", value, ("x", "×"))
     if not 1 < speedup <= _LARGEST_SPEEDUP:
@@ -359,6 +390,6 @@ def _checked_ms(ms: float, given: object) -> float:
 
 
 _NORMALISE = {
-    "size": _size, "ratio": _ratio, "max_drop": _max_drop, "tradeoff": _tradeoff, "speedup": _speedup,
-    "latency": _latency,
+    "size": _size, "ratio": _ratio, "max_drop": _max_drop, "tradeoff": _tradeoff,
+    "macs": _macs, "speedup": _speedup, "latency": _latency,
 }  # fmt: skip

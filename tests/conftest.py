@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,25 @@ def data_dir() -> Path:
     if folder is None:
         pytest.skip("no evaluation data: set SMIDGEN_DATA or put it in ../shared/data")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _briefly_timed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every run ends in timing its files: here in a few rounds, for only tests of time look at the result.
+
+    A module whose tests do has ``WELL_TIMED = True``; `well_timed` is for a single one.
+    """
+    from smidgen.measure import speed
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not getattr(request.module, "WELL_TIMED", False):
+            patch.setattr(speed, "SECONDS", 0.02)
+        yield
+
+
+@pytest.fixture
+def well_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are timed as long as users' are."""
+    from smidgen.measure import speed
+
+    monkeypatch.setattr(speed, "SECONDS", 0.3)

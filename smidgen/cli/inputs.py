@@ -16,7 +16,7 @@ from smidgen.errors import BudgetError, DataError, UserError
 _FLAGS = ("mean", "std", "scale", "layout", "channels", "resize", "crop", "crop_first")
 
 
-BUDGETS = ("size", "ratio", "max_drop", "tradeoff", "speedup", "latency")
+BUDGETS = ("size", "ratio", "max_drop", "tradeoff", "macs", "speedup", "latency")
 
 
 def read_budget(options: argparse.Namespace, names: Sequence[str] = BUDGETS) -> Budget | None:

@@ -47,6 +47,7 @@ def add_budget(parser: argparse.ArgumentParser, told: str = "budget (one of thes
     group.add_argument("--ratio", metavar="TIMES", help="original bytes / written bytes: 6")
     group.add_argument("--max-drop", metavar="POINTS", help="percentage points of the metric that may be lost: 0.5%%")
     group.add_argument("--tradeoff", metavar="DIAL", help="from 0 (keep accuracy) to 1 (save bytes)")
+    group.add_argument("--macs", metavar="SHARE", help="share of the multiply-accumulates that is left: 40%%")
     group.add_argument("--speedup", metavar="TIMES", help="original's time / written file's, measured here: 2")
     group.add_argument("--latency", metavar="TIME", help="time of one input, measured here: 5ms, 250us")
 

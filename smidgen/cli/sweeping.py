@@ -97,4 +97,4 @@ def read_duration(text: str | None) -> float | None:
 
 def _with_choice(options: argparse.Namespace) -> Any:
     """The options with those of a budget that a sweep does not take."""
-    return argparse.Namespace(**{**dict.fromkeys(("tradeoff", "speedup", "latency")), **vars(options)})
+    return argparse.Namespace(**{**dict.fromkeys(("tradeoff", "macs", "speedup", "latency")), **vars(options)})

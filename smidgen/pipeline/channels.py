@@ -30,6 +30,7 @@ from smidgen.planning.allocate import allocate
 from smidgen.planning.channel_price import steps_worth
 from smidgen.planning.channel_readers import readers_of
 from smidgen.planning.channels import ByCurvature, choose
+from smidgen.planning.compute import each_macs
 from smidgen.planning.pace import option_times, saved_ms
 from smidgen.planning.plan import Cut, Plan, fingerprint
 from smidgen.planning.search import Trial
@@ -169,8 +170,16 @@ def _worth_keeping(
 
 
 def _amounts(whole: Run, budget: Budget, plan: Plan) -> tuple[float, float, Callable[[float], dict[str, float]]]:
-    """What may be taken in all, the plan's price, and what each layer takes at a price: bytes or milliseconds."""
+    """What may be taken in all, the plan's price, and what each layer takes at a price: bytes, milliseconds or MACs."""
     options, chosen = whole.options, whole.chosen
+    if budget.share:
+
+        def products(price: float) -> dict[str, float]:
+            made = allocate(options, 0.0, chosen, price_mac=price)
+            return dict(zip((o.site.name for o in options), each_macs(options, made), strict=True))
+
+        limit = budget.share * whole.work.original_macs - whole.work.macs_beside
+        return min(limit, sum(each_macs(options, plan))), _finite(plan.price_mac, options), products
     if budget.timed:
         whole_ms = whole.work.original_ms
         rest = whole_ms - sum(float(option.times[0]) for option in options if option.times is not None)

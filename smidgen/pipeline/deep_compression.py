@@ -27,7 +27,7 @@ from smidgen.budget import Budget
 from smidgen.methods import Sharing, choose_rounding
 from smidgen.pipeline.ledger import with_ledger
 from smidgen.pipeline.options import candidates, curvatures_of
-from smidgen.pipeline.recover import Recovery, check_gradual, recovered, with_training
+from smidgen.pipeline.recover import Recovery, check_gradual, recovered
 from smidgen.pipeline.running import Asked
 from smidgen.pipeline.stages import Stage, with_stages
 from smidgen.pipeline.targets import huffman_archive, write_target
@@ -41,6 +41,7 @@ from smidgen.planning.sparsity import pruned_plan
 from smidgen.planning.widths import in_shared_values
 from smidgen.recover.trainable import filled
 from smidgen.report.result import Result
+from smidgen.report.training import with_training
 from smidgen.site import Curvature
 
 # Tried from the most to the least where no sparsity is named: the first that keeps the promise is taken.

@@ -9,7 +9,6 @@ scored once, at the end.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from smidgen.budget import share_of
 from smidgen.errors import BudgetError, DataError, UserError
 from smidgen.measure.scores import Metric
 from smidgen.methods.channels import CURVATURE, Criterion, choose_criterion
@@ -158,25 +158,24 @@ def _amount(cutter: Cutter, by: str) -> int:
 
 
 def parse_share(name: str, given: float | int | str) -> float:
-    """A share of what there is, between 0 and 1.
+    """A share that is left, between 0 and 1.
 
     >>> parse_share("macs", "35%"), parse_share("macs", 0.5)
     (0.35, 0.5)
     """
-    text = str(given).strip()
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 1:
-        raise BudgetError(f"prune: {name}={text!r} is no share that could be left; give one between 0 and 1: 50%")
-    return value
+    share = share_of(given)
+    if share is None:
+        raise BudgetError(f"prune: {name}={str(given)!r:.40} is no share that could be left; "
+                          "give one between 0 and 1: 50%")  # fmt: skip
+    return share
 
 
 def share_wanted(macs: float | int | str | None, params: float | int | str | None) -> tuple[float, str]:
     if (macs is None) == (params is None):
         raise BudgetError("prune: say how much is to be left, of one of the two: --macs 50% or --params 50%")
-    return (parse_share("macs", macs), "macs") if macs is not None else (parse_share("params", params or 0), "weights")
+    if macs is not None:
+        return parse_share("macs", macs), "macs"
+    return parse_share("params", params or 0), "weights"
 
 
 def _finished(task: Task, done: Done, asked: dict[str, Any], progress: Progress) -> Pruning:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import inf
 from typing import Any
 
 from smidgen.budget import Budget
 from smidgen.errors import BudgetError, PlanError
+from smidgen.forms import FLOATS, STATIC
 from smidgen.methods import AnyMethod, Pruning, prunings, sharings
 from smidgen.methods._ranks import told_ranks
 from smidgen.pipeline.equalise import better_equalised
@@ -22,20 +22,23 @@ from smidgen.pipeline.fast_files import with_gaining
 from smidgen.pipeline.ledger import with_ledger
 from smidgen.pipeline.micro import with_sources
 from smidgen.pipeline.options import candidates
-from smidgen.pipeline.recover import Recovery, check_gradual, trained, with_training
+from smidgen.pipeline.recover import Recovery, check_gradual, trained
 from smidgen.pipeline.task import Progress, Task
 from smidgen.pipeline.times import with_times
 from smidgen.pipeline.workshop import Workshop, in_words
 from smidgen.planning.allocate import allocate, price_of_tradeoff, spend
 from smidgen.planning.candidates import Options
+from smidgen.planning.compute import macs_of, plan_within, with_macs
 from smidgen.planning.fastconv import with_fast
-from smidgen.planning.pace import guarded, saved_ms, spend_ms
+from smidgen.planning.front import MILD
+from smidgen.planning.pace import guarded, saved_ms
 from smidgen.planning.plan import Plan
 from smidgen.planning.search import Outcome, Trial, cheapest, search_drop, search_size
 from smidgen.planning.search_time import search_time
 from smidgen.planning.sparsity import pruned_plan
 from smidgen.report.result import Result
 from smidgen.report.table import DENSE
+from smidgen.report.training import with_training
 from smidgen.site import Curvature
 
 DEFAULT_POINTS = 1.0  # with no budget given: the smallest file that agrees on 99 % of the selection inputs
@@ -109,6 +112,9 @@ def run(task: Task, asked: Asked, curvatures: Mapping[str, Curvature] | None = N
     if pruning_chosen(chosen) and budget.kind != "default" and target in DENSE:
         raise BudgetError(f"budget: zeros make a dense file of {target} no smaller or faster; "
                           "give target onnx-sparse or archive, or no budget")  # fmt: skip
+    if pruning_chosen(chosen) and budget.share:
+        raise BudgetError("budget: zeros are multiplied like other weights, so macs cannot be asked of single weights "
+                          "removed; cut channels (--methods auto,channels)")  # fmt: skip
     # Zeros take as long as other weights: there is nothing to time.
     guard = (guards(budget, target) and not pruning_chosen(chosen)) if asked.guard is None else asked.guard
     fast = budget.timed and target == "onnx" and asked.methods == "auto"
@@ -120,9 +126,13 @@ def run(task: Task, asked: Asked, curvatures: Mapping[str, Curvature] | None = N
     if fast:
         options = with_gaining(task, options, work.original, work.folder.path, progress)
     allowed = guarded(options) if guard else options
+    allowed = with_macs(allowed) if budget.share else allowed
     if asked.recovery is None:
         return Run(task, work, allowed, chosen, search(work, budget, allowed, chosen))
-    find = partial(search, work, budget, allowed, chosen)
+
+    def find(looser: float, of: Budget) -> Outcome:
+        return search(work, of, allowed, chosen, looser)
+
     outcome, told = trained(work, budget, asked.recovery, find, promised(work, budget, allowed, chosen))
     return Run(task, work, allowed, chosen, outcome, training=told)
 
@@ -181,8 +191,8 @@ def search(
         looser: times as many points may be lost: what training will regain.
     """
 
-    def plan_at(price: float, price_ms: float = 0.0) -> Plan:
-        return replace(allocate(options, price, chosen, price_ms), **work.circumstances)
+    def plan_at(price: float, price_ms: float = 0.0, price_mac: float = 0.0) -> Plan:
+        return replace(allocate(options, price, chosen, price_ms, price_mac), **work.circumstances)
 
     if budget.kind == "default" and named(options, chosen):
         pruned = pruning_chosen(chosen)
@@ -190,6 +200,9 @@ def search(
         return Outcome(work.trial(plan), met=True)
     if budget.timed:
         return _search_time(work, budget, options, plan_at)
+    if budget.share:
+        least = _least_price(work, options)
+        return _search_macs(work, budget.share, options, lambda price: plan_at(least, 0.0, price))
     middle = price_of_tradeoff(0.5, options) or 1.0
     if budget.kind == "tradeoff" or (budget.kind == "default" and work.judge is None):
         dial = DEFAULT_TRADEOFF if budget.tradeoff is None else budget.tradeoff
@@ -248,7 +261,7 @@ def _search_time(
     work: Workshop, budget: Budget, options: list[Options], plan_at: Callable[[float, float], Plan]
 ) -> Outcome:
     """The search where time has the price, in shares of the time that is asked for; bytes keep to a limit."""
-    whole_ms, most = work.original_ms, work.most_of(options)
+    whole_ms, most, least = work.original_ms, work.most_of(options), _least_price(work, options)
 
     def share(trial: Trial) -> float:
         assert trial.latency_ms is not None
@@ -262,14 +275,34 @@ def _search_time(
     middle_ms = sum(option.worth for option in options) / max(layers_ms, 1e-9) or 1.0
 
     def within(price_ms: float) -> Plan:
-        plan = plan_at(0.0, price_ms)
+        plan = plan_at(least, price_ms)
         if plan.nbytes <= most:
             return plan
         # Kernels of fast convolutions are larger: bytes get the lowest price at which the file is small enough.
         price_ms = min(price_ms, DEAREST * middle_ms)
-        return cheapest(lambda price: plan_at(price, price_ms), lambda plan: plan.nbytes <= most, middle)
+        return cheapest(lambda price: plan_at(least + price, price_ms), lambda plan: plan.nbytes <= most, middle)
 
     return search_time(
         within, work.trial, share, lambda plan: (whole_ms - saved_ms(options, plan)) / limit_ms, middle_ms,
-        spend=lambda plan, spare: spend_ms(options, plan, spare * limit_ms, most - plan.nbytes), asked=in_words(budget),
+        spend=lambda plan, spare: spend(
+            options, plan, spare * limit_ms, [option.times for option in options], most - plan.nbytes
+        ),
+        asked=in_words(budget),
     )  # fmt: skip
+
+
+def _least_price(work: Workshop, options: list[Options]) -> float:
+    """The price of bytes where something else is budgeted: a mild one where integers are a choice, else none.
+
+    Such a file was asked for to be small; without a price every layer that is fast enough would keep its floats.
+    """
+    return 0.0 if work.targets[0] in (*FLOATS, *STATIC) else price_of_tradeoff(MILD, options)
+
+
+def _search_macs(work: Workshop, share: float, options: list[Options], plan_at: Callable[[float], Plan]) -> Outcome:
+    """The plan whose file has the share of the original's multiply-accumulates: counted, so one file is written."""
+    whole, beside = work.original_macs, work.macs_beside
+    plan = plan_within(plan_at, options, share * whole - beside)
+    left, trial = (macs_of(options, plan) + beside) / whole, work.trial(plan)
+    note = f"the fewest multiply-accumulates found are {left:.1%} of the original's, asked were {share:.1%}"
+    return Outcome(trial, left <= share, (trial,), "" if left <= share else note)

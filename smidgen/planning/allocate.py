@@ -1,4 +1,4 @@
-"""One price over all sites: each takes the option that minimises ``Δloss + λ · bytes + ν · ms``."""
+"""One price over all sites: each takes the option that minimises ``Δloss + λ · bytes + ν · ms + μ · MACs``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy as np
 from smidgen.methods import AnyMethod
 from smidgen.planning.candidates import Label, Options
 from smidgen.planning.plan import Choice, Plan, fingerprint
+
+Amounts = Sequence[np.ndarray | None]
 
 # The dial permits losing the share t^6 of what the network is worth: 0.1 stands for 0.000001 of it, 0.5 for 0.016. The
 # power lets most of the dial cover the range in which networks still answer (SqueezeNet calibrated: 0.15 to 0.35;
@@ -72,14 +74,18 @@ def _slope(option: Options, a: int, b: int) -> float:
     return float(option.losses[b] - option.losses[a]) / saved if saved > 0 else inf
 
 
-def allocate(options: Sequence[Options], price: float, methods: Mapping[str, AnyMethod], price_ms: float = 0.0) -> Plan:
-    """The plan at a price of bytes and one of time.
+def allocate(
+    options: Sequence[Options], price: float, methods: Mapping[str, AnyMethod], price_ms: float = 0.0,
+    price_mac: float = 0.0,
+) -> Plan:  # fmt: skip
+    """The plan at a price of bytes, one of time and one of multiply-accumulates.
 
     Args:
         options: of every site.
         price: λ, loss per byte; infinity asks for the fewest bytes.
         methods: those the options came from; their settings go into the plan.
         price_ms: ν, loss per millisecond; infinity asks for the least time. Sites that were not timed pay nothing.
+        price_mac: μ, loss per multiply-accumulate; infinity asks for the fewest. For options that have them counted.
 
     Returns:
         A plan; at a higher price of one kind, the other being the same, it never has more of that kind.
@@ -87,57 +93,71 @@ def allocate(options: Sequence[Options], price: float, methods: Mapping[str, Any
     best = []
     for option in options:
         # Ties go to the smaller form, then to the smaller loss.
-        order = np.lexsort((option.losses, option.sizes, _cost(option, price, price_ms)))
+        order = np.lexsort((option.losses, option.sizes, _cost(option, price, price_ms, price_mac)))
         best.append(int(order[0]))
     settings = {name: asdict(method.settings) for name, method in methods.items()}
     choices = tuple(choice_of(option, i) for option, i in zip(options, best, strict=True))
-    return Plan(choices, price, fingerprint([o.site for o in options]), settings, price_ms=price_ms)
+    return Plan(choices, price, fingerprint([o.site for o in options]), settings, price_ms=price_ms,
+                price_mac=price_mac)  # fmt: skip
 
 
-def _cost(option: Options, price: float, price_ms: float) -> np.ndarray:
+def _cost(option: Options, price: float, price_ms: float, price_mac: float) -> np.ndarray:
     """What is least in the option that is taken."""
     if price == inf:
         return 0.0 * option.losses  # the fewest bytes: they decide among equals
-    ms = np.zeros(len(option.losses)) if option.times is None else option.times
-    if price_ms == inf:
-        return ms
-    return option.losses + price * option.sizes + price_ms * ms
+    cost = option.losses + price * option.sizes
+    for each, amounts in ((price_ms, option.times), (price_mac, option.macs)):
+        amounts = np.zeros(len(cost)) if amounts is None else amounts
+        if each == inf:
+            return amounts
+        cost = cost + each * amounts
+    return cost
 
 
-def spend(options: Sequence[Options], plan: Plan, spare: int) -> Plan:
-    """The plan with bytes that are left over spent where they buy the most.
+def spend(
+    options: Sequence[Options], plan: Plan, spare: float | int, amounts: Amounts | None = None, most: int | None = None
+) -> Plan:
+    """The plan with what is left over spent where it buys the most.
 
-    One price meets a budget only as closely as the steps between options allow; this fills the gap, one site at a time,
-    by the largest fall of the loss a byte.
+    One price meets a budget only as closely as the steps between options allow, and layers alike step together; this
+    fills the gap, one site at a time, by the largest fall of the loss for what is spent.
 
     Args:
         options: of every site.
         plan: from `allocate`.
-        spare: bytes that may be added.
+        spare: what may be added, in the unit of the amounts.
+        amounts: what each option of each site takes, None for a site that cannot spend; bytes when None. Where it is
+            not bytes, those are paid for at the plan's price.
+        most: bytes that may be added, where something else is spent; None for any.
 
     Returns:
-        A plan with at most ``spare`` more bytes and no more loss.
+        A plan with at most ``spare`` more that is no worse: of no more loss, the price of its bytes included where
+        something else is spent.
     """
+    bought = [option.losses if amounts is None else _cost(option, plan.price, 0.0, 0.0) for option in options]
+    amounts = amounts or [option.sizes for option in options]
     current = [o.labels.index(Label(*c.taken)) for o, c in zip(options, plan.choices, strict=True)]
     while True:
         steps = [
             (gain, extra, site, i)
-            for site, option in enumerate(options)
-            for gain, extra, i in _upgrades(option, current[site], spare)
+            for site, (option, takes) in enumerate(zip(options, amounts, strict=True))
+            if takes is not None
+            for gain, extra, i in _upgrades(bought[site], takes, current[site], spare)
+            if most is None or option.sizes[i] - option.sizes[current[site]] <= most
         ]
         if not steps:
             break
         _, extra, site, i = max(steps)
+        most = None if most is None else most - int(options[site].sizes[i] - options[site].sizes[current[site]])
         current[site], spare = i, spare - extra
     return replace(plan, choices=tuple(choice_of(o, i) for o, i in zip(options, current, strict=True)))
 
 
-def _upgrades(option: Options, now: int, spare: int) -> list[tuple[float, int, int]]:
-    """(fall of the loss a byte, extra bytes, option) of everything larger and better that fits."""
-    extra = option.sizes - option.sizes[now]
-    fall = option.losses[now] - option.losses
+def _upgrades(cost: np.ndarray, takes: np.ndarray, now: int, spare: float | int) -> list[tuple[float, float, int]]:
+    """(fall of the cost a unit, extra units, option) of everything that takes more, is better and fits."""
+    extra, fall = takes - takes[now], cost[now] - cost
     fits = np.flatnonzero((extra > 0) & (extra <= spare) & (fall > 0))
-    return [(float(fall[i] / extra[i]), int(extra[i]), int(i)) for i in fits]
+    return [(float(fall[i] / extra[i]), float(extra[i]), int(i)) for i in fits]
 
 
 def choice_of(option: Options, i: int) -> Choice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -53,6 +53,7 @@ class Options:
         worth: predicted loss of losing the layer altogether; what the trade-off dial is measured in.
         precision: how its forms become integers, for targets that hold integers.
         times: milliseconds of each option for one input, entry 0 the layer as it is; None where nothing was timed.
+        macs: multiply-accumulates of each option for one input; None where nobody asked.
     """
 
     site: Site
@@ -64,6 +65,16 @@ class Options:
     worth: float = 0.0
     precision: Rounder | None = None
     times: np.ndarray | None = None
+    macs: np.ndarray | None = None
+
+    def only(self, places: Sequence[int]) -> Options:
+        """Some of the options, everything of theirs in step."""
+        kept = list(places)
+        return replace(
+            self, losses=self.losses[kept], sizes=self.sizes[kept], labels=tuple(self.labels[i] for i in kept),
+            times=None if self.times is None else self.times[kept],
+            macs=None if self.macs is None else self.macs[kept],
+        )  # fmt: skip
 
     def form(self, method: str | None, rank: int | None, step: float | None = None, bits: int | None = None) -> Form:
         """The form of one option."""

@@ -98,9 +98,7 @@ def _keep(option: Options, kept: str | None) -> Options:
     places = [i for i in range(len(option.labels)) if i not in gone]
     names = [str(option.labels[i].method) for i in gone]
     return replace(
-        option, losses=option.losses[places], sizes=option.sizes[places],
-        labels=tuple(option.labels[i] for i in places),
-        times=None if option.times is None else option.times[places],
+        option.only(places),
         families={name: family for name, family in option.families.items() if name not in names},
         refusals={**option.refusals, **{name: f"{name}: {NO_GAIN}" for name in names}},
     )  # fmt: skip

@@ -7,7 +7,6 @@ spent. A single method's curve stands on the rungs of the joint plan, so both ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import exp, inf, log
 from typing import Any
 
@@ -58,10 +57,7 @@ def _rounding(option: Options) -> str:
 
 def _only(option: Options, wanted: Any) -> Options:
     kept = [i for i, label in enumerate(option.labels) if i == 0 or wanted(label)]
-    return replace(
-        option, losses=option.losses[kept], sizes=option.sizes[kept], labels=tuple(option.labels[i] for i in kept),
-        times=None if option.times is None else option.times[kept],
-    )  # fmt: skip
+    return option.only(kept)
 
 
 def rungs(options: Sequence[Options], chosen: Mapping[str, AnyMethod], count: int) -> list[int]:

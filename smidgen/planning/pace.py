@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from smidgen.planning.allocate import choice_of
 from smidgen.planning.candidates import Label, Options
 from smidgen.planning.plan import Choice, Plan
 
@@ -45,10 +44,7 @@ def _guarded(option: Options) -> Options:
         places = [i for i, label in enumerate(option.labels) if label.method == method and i > 0]
         if method is not None and slower[places].all():
             refusals[method] = f"{method}: {_slower(float(option.times[places].min()), float(option.times[0]))}"
-    return replace(
-        option, refusals=refusals, losses=option.losses[kept], sizes=option.sizes[kept], times=option.times[kept],
-        labels=tuple(option.labels[i] for i in kept),
-    )  # fmt: skip
+    return replace(option.only(kept.tolist()), refusals=refusals)
 
 
 def _slower(ms: float, before_ms: float) -> str:
@@ -81,44 +77,3 @@ def option_times(option: Options, choice: Choice) -> dict[str, float]:
         return {}
     place = option.labels.index(Label(*choice.taken))
     return {"latency_ms_before": float(option.times[0]), "latency_ms_after": float(option.times[place])}
-
-
-def spend_ms(options: Sequence[Options], plan: Plan, spare_ms: float, spare: int | None = None) -> Plan:
-    """The plan with milliseconds that are left over spent where they buy the most.
-
-    One price comes only as near to a time as the steps between options allow, and layers alike step together; this
-    fills the gap, one site at a time, by the largest fall of the loss a millisecond.
-
-    Args:
-        options: of every site.
-        plan: choices among them.
-        spare_ms: time that may be added.
-        spare: bytes that may be added; None for any.
-
-    Returns:
-        A plan that is predicted to take at most ``spare_ms`` more, with no more loss.
-    """
-    current = [o.labels.index(Label(*c.taken)) for o, c in zip(options, plan.choices, strict=True)]
-    while True:
-        steps = [
-            (gain, extra, site, i)
-            for site, option in enumerate(options)
-            for gain, extra, i in _slower_and_better(option, current[site], spare_ms)
-            if spare is None or option.sizes[i] - option.sizes[current[site]] <= spare
-        ]
-        if not steps:
-            break
-        _, extra, site, i = max(steps)
-        spare = None if spare is None else spare - int(options[site].sizes[i] - options[site].sizes[current[site]])
-        current[site], spare_ms = i, spare_ms - extra
-    return replace(plan, choices=tuple(choice_of(o, i) for o, i in zip(options, current, strict=True)))
-
-
-def _slower_and_better(option: Options, now: int, spare_ms: float) -> list[tuple[float, float, int]]:
-    """(fall of the loss a millisecond, extra milliseconds, option) of everything slower and better that fits."""
-    if option.times is None:
-        return []
-    extra = option.times - option.times[now]
-    fall = option.losses[now] - option.losses
-    fits = np.flatnonzero((extra > 0) & (extra <= spare_ms) & (fall > 0))
-    return [(float(fall[i] / extra[i]), float(extra[i]), int(i)) for i in fits]

@@ -103,6 +103,7 @@ class Plan:
         target: the kind of file whose bytes it was made for.
         data: hash of its calibration inputs, None where it had none.
         price_ms: ν, loss per millisecond, where time had a price; infinity where only time counted (null in JSON).
+        price_mac: μ, loss per multiply-accumulate, where those had a price; infinity (null in JSON) as above.
         equalised: α of the equalisation of channels that came before it (`smidgen.export.equalise`), None without.
         cut: channels that were removed before; the choices are of the network without them.
     """
@@ -119,6 +120,7 @@ class Plan:
     price_ms: float = 0.0
     equalised: float | None = None
     cut: Cut | None = None
+    price_mac: float = 0.0
 
     @property
     def loss(self) -> float:
@@ -137,11 +139,12 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; see `plan_from_json`."""
-        price, price_ms = (None if each == inf else each for each in (self.price, self.price_ms))  # no infinity in JSON
+        prices = (self.price, self.price_ms, self.price_mac)
+        price, price_ms, price_mac = (None if each == inf else each for each in prices)  # no infinity in JSON
         entries = {
             "version": VERSION, "network": self.network, "price": price, "settings": self.settings,
             "seed": self.seed, "refit": self.refit, "data": self.data, "moved": self.moved,
-            "target": self.target, "price_ms": price_ms, "equalised": self.equalised,
+            "target": self.target, "price_ms": price_ms, "price_mac": price_mac, "equalised": self.equalised,
             "cut": None if self.cut is None else asdict(self.cut),
         }  # fmt: skip
         return json.dumps({**entries, "choices": [asdict(c) for c in self.choices]}, indent=1)
@@ -178,6 +181,7 @@ def plan_from_json(text: str) -> Plan:
             raise PlanError(f"plan: version {version} is not supported; this smidgen reads version {VERSION}")
         choices = tuple(_choice(entry) for entry in entries.pop("choices"))
         price_ms = entries.pop("price_ms", 0.0)  # plans made before time had a price have none
+        price_mac = entries.pop("price_mac", 0.0)
         price, settings, network = entries.pop("price"), entries.pop("settings"), entries.pop("network")
         seed, refit, data = entries.pop("seed"), entries.pop("refit"), entries.pop("data")
         moved, target = entries.pop("moved"), entries.pop("target")
@@ -191,13 +195,15 @@ def plan_from_json(text: str) -> Plan:
             raise TypeError(f"target must be one of {', '.join(TARGETS)}, not {target!r}")
         if type(seed) is not int or type(refit) is not bool or not (data is None or isinstance(data, str)):
             raise TypeError(f"a whole seed, refit true or false, a hash of the data: not {seed!r}, {refit!r}, {data!r}")
-        prices = all(each is None or _number(each) for each in (price, price_ms))
+        prices = all(each is None or _number(each) for each in (price, price_ms, price_mac))
         if entries or not isinstance(network, str) or not prices:
             raise TypeError(f"the network's hash and the price are needed, and nothing beside them: {sorted(entries)}")
         if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
             raise TypeError("settings must be an object of objects")
-        price, price_ms = (inf if each is None else float(each) for each in (price, price_ms))
-        return Plan(choices, price, network, settings, seed, refit, data, moved, target, price_ms, equalised, cut)
+        price, price_ms, price_mac = (inf if each is None else float(each) for each in (price, price_ms, price_mac))
+        return Plan(
+            choices, price, network, settings, seed, refit, data, moved, target, price_ms, equalised, cut, price_mac
+        )
     except PlanError:
         raise
     except Exception as error:

@@ -204,10 +204,11 @@ def pruning_entry(outcome: Outcome, options: Sequence[Options]) -> dict[str, Any
 
 def _trial(trial: Trial) -> dict[str, Any]:
     # JSON has no infinity.
-    price, price_ms = (each if isfinite(each) else None for each in (trial.plan.price, trial.plan.price_ms))
+    plan = trial.plan
+    price, price_ms, price_mac = (x if isfinite(x) else None for x in (plan.price, plan.price_ms, plan.price_mac))
     entry = {
         "nbytes": trial.nbytes, "points": trial.points, "error": None if trial.points is None else trial.error,
-        "price": price, "predicted_loss": trial.plan.loss,
+        "price": price, "predicted_loss": plan.loss, **({} if price_mac == 0 else {"price_mac": price_mac}),
     }  # fmt: skip
     if trial.speedup is None:
         return entry

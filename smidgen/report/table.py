@@ -171,6 +171,8 @@ def _budget_value(budget: dict[str, Any]) -> str:
     value = budget.get("value")
     if budget["kind"] == "size" and isinstance(value, (int, float)):
         return wording.size(value)
+    if budget["kind"] == "macs" and isinstance(value, float):
+        return f"{100 * value:g} %"
     return wording.number(value) if isinstance(value, float) else str(value)
 
 

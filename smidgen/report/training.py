@@ -1,20 +1,23 @@
-"""What `smidgen.distil` and `smidgen.transfer` made: a trained network, its files, and what was measured on them."""
+"""What `smidgen.distil` and `smidgen.transfer` made, and what the record says of a plan that was trained."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
+from smidgen.forms import Form, Masked, dense
 from smidgen.model.replace import save_network
 from smidgen.recover.training import duration
 from smidgen.report import wording
 from smidgen.report.measured import Measured, totals
-from smidgen.report.result import ORIGINAL, Scratch, save_together, write_record
+from smidgen.report.result import ORIGINAL, Result, Scratch, save_together, write_record
 
 _STOPPED = {
     "done": "",
@@ -83,3 +86,28 @@ class Trained:
             write_record(self.record, draft)
 
         return save_together(folder, write)
+
+
+def with_training(result: Result, told: dict[str, Any]) -> Result:
+    """A result whose record says how it was trained, and of each layer what a gradual pruning left."""
+    record = {**result.record, "training": told}
+    if told["kept"]:
+        record["mode"] = "training"
+    if told["kept"] and told["gradual"]:
+        shares = {name: _gone(one.form) for name, one in result.stored.items()}
+        record["layers"] = [_with_share(layer, shares[layer["name"]]) for layer in record["layers"]]
+        if "pruning" in record:  # not where the original's file was kept
+            record["pruning"] = {**record["pruning"], "method": "magnitude"}
+    return replace(result, record=record)
+
+
+def _gone(form: Form) -> float:
+    """Share of the weights that is zero: of a pruned layer's, or of one that shares its values since."""
+    return form.sparsity if isinstance(form, Masked) else float(np.mean(dense(form) == 0))
+
+
+def _with_share(layer: dict[str, Any], share: float) -> dict[str, Any]:
+    """A layer of the record with what was removed of it while it trained, in the place of what was planned."""
+    if layer["sparsity"] is None:
+        return layer
+    return {**layer, "sparsity": share, "form": re.sub(r"[\d.]+ %", f"{100 * share:.1f} %", layer["form"])}

@@ -13,6 +13,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+WELL_TIMED = True
+
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -12,6 +12,8 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
+WELL_TIMED = True
+
 Run = Callable[..., tuple[int, str, str]]
 
 

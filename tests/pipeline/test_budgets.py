@@ -7,7 +7,7 @@ import json
 import pytest
 
 from smidgen import Budget
-from smidgen.errors import PlanError
+from smidgen.errors import BudgetError, PlanError
 from smidgen.pipeline import compress
 from tests.pipeline.pictures import nbytes, pictures
 
@@ -37,6 +37,44 @@ def test_a_size_out_of_reach_keeps_the_best_and_says_so(trained):
     assert "100" in budget["note"]
     json.dumps(result.record, allow_nan=False)
     result.plan.to_json()
+
+
+@pytest.mark.parametrize("target", ["onnx", "onnx-int8", "onnx-w8", "archive"])
+def test_a_share_of_the_multiplications_is_kept_by_the_written_file(trained, target):
+    result = compress(trained, pictures(), budget=Budget(macs="50%"), target=target)
+    assert result.met, result.record["budget"]
+    left = [result.record[part]["macs"] for part in ("original",)] + [result.record["files"][target]["macs"]]
+    assert 0.4 * left[0] < left[1] <= 0.5 * left[0]
+    assert left[1] == sum(layer["macs_after"] for layer in result.record["layers"])
+    assert "budget: macs 50 % met" in result.table()
+    if target != "onnx":  # a file of integers was asked for: its layers are not left in floats
+        assert all(layer["bits"] or layer["step"] for layer in result.record["layers"])
+
+
+def test_a_share_of_the_multiplications_out_of_reach_keeps_the_fewest_and_says_so(trained):
+    result = compress(trained, pictures(), budget=Budget(macs=0.001))
+    assert not result.met
+    note = result.record["budget"]["note"]
+    assert note.startswith("the fewest multiply-accumulates found are")
+    assert note.endswith("asked were 0.1%")
+    json.dumps(result.record, allow_nan=False)
+
+
+def test_zeros_are_multiplied_like_other_weights(trained):
+    with pytest.raises(BudgetError, match="zeros are multiplied like other weights"):
+        compress(
+            trained,
+            pictures(),
+            budget=Budget(macs=0.5),
+            settings={"magnitude": {"sparsity": 0.7}},
+            target="onnx-sparse",
+        )
+
+
+def test_a_file_of_integers_that_is_fast_enough_is_no_file_of_floats(trained):
+    result = compress(trained, pictures(), budget=Budget(latency="10 s"), target="onnx-w8")
+    assert result.met
+    assert all(layer["bits"] == 8 for layer in result.record["layers"])
 
 
 def test_max_drop_is_kept_on_the_selection(trained):

@@ -56,6 +56,16 @@ def test_channels_that_are_worth_nothing_go_first(tmp_path, target):
         np.testing.assert_allclose(given, result.model(torch.from_numpy(x[:20])).numpy(), atol=1e-3)
 
 
+def test_channels_go_for_a_share_of_the_multiplications():
+    net, x = doubled(), pictures(300)[0]
+    result = compress(
+        net, x, budget=Budget(macs="30%"), methods=["svd", "channels"], settings={"channels": {"multiple": 4}}
+    )
+    assert result.met, result.record["budget"]
+    assert result.record["channels"]["taken"], result.record["channels"]
+    assert result.record["files"]["onnx"]["macs"] <= 0.3 * result.record["original"]["macs"]
+
+
 def test_channels_that_are_all_needed_stay(trained):
     result = compress(trained, pictures(200), budget=Budget(tradeoff=0.0), methods=["svd", "channels"])
     told = result.record["channels"]

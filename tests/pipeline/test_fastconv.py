@@ -14,6 +14,8 @@ from smidgen.pipeline import fastconv as pipeline
 from smidgen.pipeline.fastconv import fastconv
 from smidgen.runtimes.onnxruntime import open_onnx
 
+WELL_TIMED = True
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,7 @@ def test_beside_a_file_of_floats_it_is_rounded_too(network, inputs):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("well_timed")
 def test_lenet(data_dir):
     """The whole of what was asked of LeNet but for the inputs: 300 and 1,000 instead of 1,000 and 10,000."""
     train = open_data(data_dir / "mnist" / "train-images-idx3-ubyte.gz")

@@ -129,7 +129,7 @@ def test_real_networks_keep_their_accuracy(name, data_dir: Path):
     model, data, preprocess, most = REAL[name]
     source, rng = data_dir / data, np.random.default_rng(0)
     train, test = (open_data(source, split=split, preprocess=preprocess) for split in ("train", "test"))
-    train, test = (each.take(rng.permutation(len(each))[:200]) for each in (train, test))
+    train, test = (each.take(rng.permutation(len(each))[:120]) for each in (train, test))
     result = compress(
         data_dir / "models" / model, train, test=test, target="mcu", budget=smidgen.Budget(tradeoff=0), threads=1
     )

@@ -48,7 +48,7 @@ def shares(monkeypatch, share):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_timed")
+@pytest.mark.usefixtures("_timed", "well_timed")
 def test_a_speedup_is_met_as_measured_or_the_record_says_not():
     x = np.random.default_rng(1).normal(size=(60, 3, 32, 32)).astype("f4")
     result = compress(low_rank_net(), x, budget=Budget(speedup=1.3), threads=1)

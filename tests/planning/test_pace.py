@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smidgen.forms import Geometry
-from smidgen.planning.allocate import allocate
+from smidgen.planning.allocate import allocate, spend
 from smidgen.planning.candidates import Label, Options
-from smidgen.planning.pace import TOLERANCE, guarded, option_times, saved_ms, spend_ms
+from smidgen.planning.pace import TOLERANCE, guarded, option_times, saved_ms
 from smidgen.planning.plan import plan_from_json
 from smidgen.site import Site
 
@@ -105,7 +105,7 @@ def test_what_is_within_the_noise_is_not_slower():
 def test_spending_the_time_that_is_left_over(tables, price, spare):
     opts = options(tables)
     plan = allocate(opts, 0.0, {}, price)
-    richer = spend_ms(opts, plan, spare)
+    richer = spend(opts, plan, spare, [option.times for option in opts])
     used = saved_ms(opts, plan) - saved_ms(opts, richer)
     assert -1e-9 <= used <= spare + 1e-9
     assert richer.loss <= plan.loss + 1e-12
