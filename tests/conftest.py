@@ -37,22 +37,23 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _briefly_timed(request: pytest.FixtureRequest) -> Iterator[None]:
+def _briefly_timed(request: pytest.FixtureRequest) -> Iterator[float]:
     """Every run ends in timing its files: here in a few rounds, for only tests of time look at the result.
 
     A module whose tests do has ``WELL_TIMED = True``; `well_timed` is for a single one.
     """
     from smidgen.measure import speed
 
+    usual = speed.SECONDS
     with pytest.MonkeyPatch.context() as patch:
         if not getattr(request.module, "WELL_TIMED", False):
             patch.setattr(speed, "SECONDS", 0.02)
-        yield
+        yield usual
 
 
 @pytest.fixture
-def well_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def well_timed(_briefly_timed: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are timed as long as users' are."""
     from smidgen.measure import speed
 
-    monkeypatch.setattr(speed, "SECONDS", 0.3)
+    monkeypatch.setattr(speed, "SECONDS", _briefly_timed)

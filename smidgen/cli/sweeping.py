@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import sys
-from typing import Any
 
 from smidgen.cli.folder import output_folder, undisturbed
 from smidgen.cli.inputs import open_sets, read_budget
@@ -30,7 +29,7 @@ def sweep(options: argparse.Namespace) -> int:
     if options.data is None:
         raise UserError("sweep: it needs inputs to calibrate and to measure on; give --data")
     limit = read_duration(options.time_limit)
-    budget = read_budget(_with_choice(options))
+    budget = read_budget(options, ("size", "ratio", "max_drop"))
     marks = [
         mark for text in options.mark for mark in (read_marks(text) if os.path.isfile(text) else [read_mark(text)])
     ]
@@ -93,8 +92,3 @@ def read_duration(text: str | None) -> float | None:
     if found is None or found[2] not in _UNITS or float(found[1]) <= 0:
         raise UserError(f"time limit: {text!r:.40} is not a time; give 90s, 10m or 2h")
     return float(found[1]) * _UNITS[found[2]]
-
-
-def _with_choice(options: argparse.Namespace) -> Any:
-    """The options with those of a budget that a sweep does not take."""
-    return argparse.Namespace(**{**dict.fromkeys(("tradeoff", "macs", "speedup", "latency")), **vars(options)})

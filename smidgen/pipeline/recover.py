@@ -17,7 +17,7 @@ the smallest of all layers first, in the first part of the training; what is lef
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -162,11 +162,11 @@ def trained(
         limit = work.limit(budget)
         recovery = replace(recovery, learned_steps=limit is None)
         outcome, first = recovered(work, find(1.0, budget), budget, recovery)
-        grown = first["after"]["nbytes"]
-        if limit is None or first["why"] != _too_large(grown, limit):
+        if limit is None or first["kept"] or not _fell(first):
             return outcome, first
-        tight = Budget(size=max(1, int(ROOM * limit * limit / grown)))
-        return _from_smaller(work, budget, recovery, (outcome, first), lambda: find(1.0, tight))
+        tight = Budget(size=max(1, int(ROOM * limit * limit / first["after"]["nbytes"])))
+        again = recovered(work, find(1.0, tight), budget, recovery.again("smaller", first["seconds"]))
+        return _better_of((outcome, first), again, limit)
     outcome, first = recovered(work, find(LOOSER, budget), budget, recovery)
     if keeps(outcome.best, points):
         return replace(outcome, met=True, note=""), first
@@ -176,15 +176,17 @@ def trained(
     return replace(outcome, met=met, note="" if met else note), {**told, "first": first}
 
 
-def _from_smaller(
-    work: Workshop, budget: Budget, recovery: Recovery, first: tuple[Outcome, dict[str, Any]],
-    find: Callable[[], Outcome],
-) -> tuple[Outcome, dict[str, Any]]:  # fmt: skip
-    """Train a plan of fewer bytes, taken where it is better than the first plan, which only fits untrained."""
-    untrained, told = first
-    outcome, again = recovered(work, find(), budget, recovery.again("smaller", told["seconds"]))
-    limit = work.limit(budget)
-    assert limit is not None
+def _fell(told: Mapping[str, Any]) -> bool:
+    """Whether the loss fell by a training: if it was not kept all the same, its file was too large."""
+    after = told["after"]["loss"]
+    return after is not None and after < told["before"]["loss"]
+
+
+def _better_of(
+    first: tuple[Outcome, dict[str, Any]], smaller: tuple[Outcome, dict[str, Any]], limit: int
+) -> tuple[Outcome, dict[str, Any]]:
+    """A plan of fewer bytes, trained, where it is better than the first plan, which only fits untrained."""
+    (untrained, told), (outcome, again) = first, smaller
     better = again["kept"] and again["after"]["nbytes"] <= limit and again["after"]["loss"] < told["before"]["loss"]
     if not better:
         return untrained, {**told, "smaller": again}
@@ -234,12 +236,8 @@ def _refusal(start: float, fitted: Fitted, before: Trial, after: Trial, limit: i
     if not _better(fitted, start):
         return f"the loss on the selection inputs did not fall ({start:.4g} before)"
     if limit is not None and after.nbytes > limit >= before.nbytes:
-        return _too_large(after.nbytes, limit)
+        return f"its file would have {format_size(after.nbytes)}, {after.nbytes - limit} bytes more than asked"
     return ""
-
-
-def _too_large(nbytes: int, limit: int) -> str:
-    return f"its file would have {format_size(nbytes)}, {nbytes - limit} bytes more than asked"
 
 
 def _better(fitted: Fitted, start: float) -> bool:

@@ -154,8 +154,7 @@ class Workshop:
     @cached_property
     def macs_beside(self) -> int:
         """Multiply-accumulates that no plan touches: of products of activations, as in attention."""
-        path, sites = self.folder.path / "uncompressed.onnx", self.task.prepared.sites
-        write(self.task.prepared.base, sites, {s.name: untouched(s) for s in sites}, path)
+        path = self._written_as_it_is(self.folder.path / "uncompressed.onnx")
         return max(0, (file_cost(path)[1] or 0) - self._layer_macs)
 
     @property
@@ -275,6 +274,10 @@ class Workshop:
             return source
         if source is not None:
             return Path(shutil.copyfile(source, path))
+        return self._written_as_it_is(path)
+
+    def _written_as_it_is(self, path: Path) -> Path:
+        """Our export of the network that is compressed, no layer changed."""
         sites = self.task.prepared.sites
         write(self.task.prepared.base, sites, {s.name: untouched(s) for s in sites}, path)
         return path

@@ -136,7 +136,7 @@ def spend(
     """
     bought = [option.losses if amounts is None else _cost(option, plan.price, 0.0, 0.0) for option in options]
     amounts = amounts or [option.sizes for option in options]
-    current = [o.labels.index(Label(*c.taken)) for o, c in zip(options, plan.choices, strict=True)]
+    current = [o.place(c.taken) for o, c in zip(options, plan.choices, strict=True)]
     while True:
         steps = [
             (gain, extra, site, i)

@@ -67,6 +67,10 @@ class Options:
     times: np.ndarray | None = None
     macs: np.ndarray | None = None
 
+    def place(self, taken: tuple[str | None, int | None, float | None, int | None]) -> int:
+        """Which option a choice took; see `smidgen.planning.plan.Choice.taken`."""
+        return self.labels.index(Label(*taken))
+
     def only(self, places: Sequence[int]) -> Options:
         """Some of the options, everything of theirs in step."""
         kept = list(places)

@@ -12,7 +12,7 @@ import numpy as np
 
 from smidgen.forms import macs
 from smidgen.planning.allocate import spend
-from smidgen.planning.candidates import Label, Options
+from smidgen.planning.candidates import Options
 from smidgen.planning.plan import Plan
 from smidgen.planning.search import cheapest
 
@@ -45,7 +45,7 @@ def each_macs(options: Sequence[Options], plan: Plan) -> list[float]:
     counted = []
     for option, choice in zip(options, plan.choices, strict=True):
         assert option.macs is not None
-        counted.append(float(option.macs[option.labels.index(Label(*choice.taken))]))
+        counted.append(float(option.macs[option.place(choice.taken)]))
     return counted
 
 

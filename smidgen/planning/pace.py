@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from smidgen.planning.candidates import Label, Options
+from smidgen.planning.candidates import Options
 from smidgen.planning.plan import Choice, Plan
 
 # How much slower than the layer it replaces a form must measure to be left out: a layer timed in turns with itself
@@ -75,5 +75,5 @@ def option_times(option: Options, choice: Choice) -> dict[str, float]:
     """
     if option.times is None:
         return {}
-    place = option.labels.index(Label(*choice.taken))
+    place = option.place(choice.taken)
     return {"latency_ms_before": float(option.times[0]), "latency_ms_after": float(option.times[place])}

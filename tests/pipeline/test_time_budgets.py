@@ -58,7 +58,8 @@ def test_a_speedup_is_met_as_measured_or_the_record_says_not():
     # The convolution is most of the time, and nearly of rank 8; which form of it is fastest differs by machine.
     assert file["macs"] < 0.8 * record["original"]["macs"]
     assert record["predicted"]["latency_ms"] < record["measured"]["latency_ms"] * 3
-    assert all(trial["latency_ms"] > 0 and trial["price_ms"] is not None for trial in record["trials"])
+    # JSON has no infinity: null is the price of the fastest plan, tried where no other was fast enough.
+    assert all(trial["latency_ms"] > 0 and (trial["price_ms"] or 1) > 0 for trial in record["trials"])
     assert result.plan.price_ms > 0
     body = record["layers"][1]
     assert body["latency_ms_after"] < body["latency_ms_before"]
