@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -50,10 +51,13 @@ def nearest_exponents(values: np.ndarray, per_octave: int) -> np.ndarray:
     return np.clip(exponents, -most, most).astype(np.int32)
 
 
+@cache
 def _fractions(per_octave: int) -> np.ndarray:
     values = [1.0] * per_octave
     step, root = per_octave // 2, math.sqrt(2.0)
     while step:
         values = [value * (root if index & step else 1.0) for index, value in enumerate(values)]
         step, root = step // 2, math.sqrt(root)
-    return np.array(values, dtype=np.float32)
+    found = np.array(values, dtype=np.float32)
+    found.flags.writeable = False
+    return found

@@ -151,21 +151,27 @@ def _fixed(
         importance = factors.diagonal(dim1=1, dim2=2).square().repeat_interleave(out, 0)
 
         def cost(change: Tensor) -> Tensor:
-            return (change.reshape(weight.shape) @ factors).square().sum(2).flatten()
+            return (change.unflatten(1, (groups, out)) @ factors).square().sum(3).flatten(1)
 
         def fed(scale: Tensor) -> Tensor:
-            step = scale.reshape(groups, out)
-            return round_groups(weight, factors, step, levels=levels, kept=kept).reshape(flat.shape)
+            # Each try is so many rows more of its group.
+            step = scale.unflatten(1, (groups, out)).transpose(0, 1).flatten(1)
+            repeated = (1, len(scale), 1)
+            may = None if kept is None else kept.repeat(repeated)
+            z = round_groups(weight.repeat(repeated), factors, step, levels=levels, kept=may)
+            return z.unflatten(1, (len(scale), out)).transpose(0, 1).flatten(1, 2)
     else:
         factor, importance = factors[0], factors[0].diagonal.square()[None]
 
         def cost(change: Tensor) -> Tensor:
-            return row_costs(change, factor)
+            return row_costs(change.flatten(0, 1), factor).unflatten(0, change.shape[:2])
 
         def fed(scale: Tensor) -> Tensor:
-            z = round_gptq(flat, factor, scale, levels=levels, kept=None if kept is None else kept[0]).integers
+            may = None if kept is None else kept[0].repeat(len(scale), 1)
+            z = round_gptq(flat.repeat(len(scale), 1), factor, scale.flatten(), levels=levels, kept=may).integers
             # An input that was never seen may come yet, and here a zero would save nothing.
-            return torch.where(factor.alive, z, clamped_nearest(flat, scale, levels))
+            nearest = clamped_nearest(flat, scale, levels)
+            return torch.where(factor.alive, z.reshape(nearest.shape), nearest)
 
     def grid(exponents: Tensor) -> Tensor:
         return torch.from_numpy(scales(_within(exponents), FIXED_GRID)).to(weight.device)

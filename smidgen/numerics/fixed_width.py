@@ -14,7 +14,7 @@ distribution, here from the row's own weights); feedback after GPTQ, arXiv:2210.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +23,7 @@ from torch import Tensor
 from smidgen.errors import Refusal
 from smidgen.numerics.rounding import largest_scales
 
-# Scale of each row → its integers; change of each row → what it costs; exponents → scales
+# Scales [tries, rows] → integers [tries, rows, n]; changes [tries, rows, n] → costs [tries, rows]; exponents → scales
 Round = Callable[[Tensor], Tensor]
 Cost = Callable[[Tensor], Tensor]
 Grid = Callable[[Tensor], Tensor]
@@ -34,6 +34,8 @@ TRIED = 16  # of them an octave, where the grid has as many
 # error is 5 % above that of all scales tried with feedback; 16 % with the best without alone, 44 % with no clipping.
 AROUND = (0, -4, -2, 2, 4)
 FEW = 15  # levels up to which the scales around are worth their time; at 8 bits they gain 1 %
+CACHED = 2**15  # weights of a piece whose 32 scales are tried in turn: 256 kB
+AT_ONCE = 2**22  # weights whose tries are rounded together; feedback goes column by column, whatever the rows
 
 
 def largest_exponents(weight: Float[Tensor, "rows n"], bits: int, per_octave: int) -> Int[Tensor, " rows"]:
@@ -47,15 +49,15 @@ def largest_exponents(weight: Float[Tensor, "rows n"], bits: int, per_octave: in
 
 
 def clamped_nearest(
-    weight: Float[Tensor, "rows n"], scale: Float[Tensor, " rows"], levels: int
-) -> Int[Tensor, "rows n"]:
-    """Every weight to its nearest step of at most so many.
+    weight: Float[Tensor, "rows n"], scale: Float[Tensor, "*tries rows"], levels: int
+) -> Int[Tensor, "*tries rows n"]:
+    """Every weight to its nearest step of at most so many, at one scale a row or at several.
 
     >>> import torch
     >>> clamped_nearest(torch.tensor([[0.6, -30.0]]), torch.ones(1), 7).tolist()
     [[1, -7]]
     """
-    return (weight.double() / scale.double()[:, None]).round().clamp(-levels, levels).to(torch.int32)
+    return (weight.double() / scale.double()[..., None]).round().clamp(-levels, levels).to(torch.int32)
 
 
 def round_fixed(
@@ -88,7 +90,7 @@ def round_fixed(
 
     >>> import torch
     >>> weight, ones = torch.tensor([[1.0, 7.0, -3.0]]), torch.ones(1, 3)
-    >>> z, k = round_fixed(weight, ones, 4, 1, lambda k: 2.0**k.double(), lambda c: c.square().sum(1), None)
+    >>> z, k = round_fixed(weight, ones, 4, 1, lambda k: 2.0**k.double(), lambda c: c.square().sum(2), None)
     >>> z.tolist(), k.tolist()
     ([[1, 7, -3]], [0])
     """
@@ -101,17 +103,38 @@ def round_fixed(
     def nearest(scale: Tensor) -> Tensor:
         return clamped_nearest(wide, scale, levels)
 
-    start = _Best(wide, lambda change: (change.square() * importance).sum(1), shared)
+    def around(first: Tensor, steps: Sequence[int]) -> Tensor:
+        return torch.stack([torch.minimum(first + step * offset, most) for offset in steps])
+
     step = max(1, per_octave // TRIED)
-    for share in range(SHARES):
-        start.offer(most - step * share, grid, nearest)
+    start = _best_by_nearest(wide, importance, around(most, range(0, -SHARES, -1)), levels, grid, shared)
     best = _Best(wide, cost, shared)
-    for offset in AROUND if levels <= FEW else AROUND[:1]:
-        exponents = torch.minimum(start.exponents + step * offset, most)
-        for way in (nearest, feedback):
-            if way is not None:
-                best.offer(exponents, grid, way)
+    tries = around(start, AROUND if levels <= FEW else AROUND[:1])
+    for way in (nearest, feedback):
+        if way is not None:
+            best.offer(tries, grid, way)
     return best.integers, best.exponents
+
+
+def _best_by_nearest(
+    weight: Float[Tensor, "rows n"],
+    importance: Float[Tensor, "#rows n"],
+    exponents: Int[Tensor, "tries rows"],
+    levels: int,
+    grid: Grid,
+    shared: bool,
+) -> Int[Tensor, " rows"]:
+    """Of some exponents those that cost least with every weight to its nearest step; in pieces that a cache holds."""
+    scale = grid(exponents).double()
+    costs = torch.empty_like(scale)
+    each = importance.expand_as(weight)
+    for rows in torch.arange(len(weight), device=weight.device).split(max(1, CACHED // max(1, weight.shape[1]))):
+        piece, counts = weight[rows], each[rows]
+        for place, step in enumerate(scale[:, rows, None]):
+            change = (piece / step).round_().clamp_(-levels, levels).mul_(step).sub_(piece)
+            costs[place, rows] = change.square_().mul_(counts).sum(1)
+    least = costs.sum(1, keepdim=True).expand_as(costs) if shared else costs
+    return exponents.gather(0, least.argmin(0)[None])[0]
 
 
 class _Best:
@@ -124,10 +147,15 @@ class _Best:
         self.integers = torch.zeros(weight.shape, device=weight.device, dtype=torch.int32)
         self.exponents = torch.zeros(len(weight), **rows)
 
-    def offer(self, exponents: Tensor, grid: Grid, way: Round) -> None:
-        scale = grid(exponents)
-        integers = way(scale)
-        costs = self.cost(self.weight - integers * scale.double()[:, None])
+    def offer(self, exponents: Int[Tensor, "tries rows"], grid: Grid, way: Round) -> None:
+        for part in exponents.split(max(1, AT_ONCE // max(1, self.weight.numel()))):
+            scale = grid(part)
+            integers = way(scale)
+            costs = self.cost(self.weight - integers * scale.double()[..., None])
+            for found in zip(part, integers, costs, strict=True):
+                self._take(*found)
+
+    def _take(self, exponents: Tensor, integers: Tensor, costs: Tensor) -> None:
         if self.shared:
             costs = costs.sum().expand_as(costs)
         better = costs < self.costs

@@ -179,8 +179,9 @@ def round_gptq(
     [[1, 0]]
     """
     columns = torch.ones(weight.shape[1], device=weight.device) if column_scale is None else column_scale
-    rows, wide = row_scale.to(torch.float64), columns.to(torch.float64)
-    integers = torch.zeros(weight.shape, dtype=torch.int32, device=weight.device)
+    rows, wide = row_scale.to(torch.float64), columns.tolist()
+    # Transposed: what is chosen together lies together.
+    integers = torch.zeros(weight.shape[::-1], dtype=torch.int32, device=weight.device)
     alive = (factor.alive & (columns > 0)).tolist()
     most = LARGEST if levels is None else levels
 
@@ -188,13 +189,13 @@ def round_gptq(
         if not alive[j]:
             return torch.zeros_like(target)
         step = rows * wide[j]
-        z = (target / step).round().clamp(-most, most)
+        z = (target / step).round_().clamp_(-most, most)
         z = z if kept is None else torch.where(kept[:, j], z, 0.0)
-        integers[:, j] = z
-        return z * step
+        integers[j] = z
+        return z.mul_(step)
 
     cancel(weight, factor, choose)
-    return as_rounded(integers, row_scale, columns)
+    return as_rounded(integers.T.contiguous(), row_scale, columns)
 
 
 def round_watersic(
