@@ -27,6 +27,7 @@ from smidgen.pipeline.prune import layer_row
 from smidgen.pipeline.running import Asked, Methods, Run, run
 from smidgen.pipeline.task import Progress, Task
 from smidgen.planning.allocate import allocate
+from smidgen.planning.candidates import Options
 from smidgen.planning.channel_price import steps_worth
 from smidgen.planning.channel_readers import readers_of
 from smidgen.planning.channels import ByCurvature, choose
@@ -179,7 +180,11 @@ def _amounts(whole: Run, budget: Budget, plan: Plan) -> tuple[float, float, Call
             return dict(zip((o.site.name for o in options), each_macs(options, made), strict=True))
 
         limit = budget.share * whole.work.original_macs - whole.work.macs_beside
-        return min(limit, sum(each_macs(options, plan))), _finite(plan.price_mac, options), products
+        return (
+            min(limit, sum(each_macs(options, plan))),
+            _finite(plan.price_mac, options, [o.macs for o in options]),
+            products,
+        )
     if budget.timed:
         whole_ms = whole.work.original_ms
         rest = whole_ms - sum(float(option.times[0]) for option in options if option.times is not None)
@@ -190,10 +195,9 @@ def _amounts(whole: Run, budget: Budget, plan: Plan) -> tuple[float, float, Call
             told = (option_times(o, c) for o, c in zip(options, choices, strict=True))
             return {o.site.name: t["latency_ms_after"] for o, t in zip(options, told, strict=True) if t}
 
-        if not whole.outcome.met:
-            return limit, _finite(plan.price_ms, options), milliseconds
-        taken = whole_ms - saved_ms(options, plan) - max(rest, 0.0)
-        return min(limit, taken), _finite(plan.price_ms, options), milliseconds
+        if whole.outcome.met:
+            limit = min(limit, whole_ms - saved_ms(options, plan) - max(rest, 0.0))
+        return limit, _finite(plan.price_ms, options, [o.times for o in options]), milliseconds
 
     def nbytes(price: float) -> dict[str, float]:
         return {choice.site: float(choice.nbytes) for choice in allocate(options, price, chosen).choices}
@@ -202,14 +206,21 @@ def _amounts(whole: Run, budget: Budget, plan: Plan) -> tuple[float, float, Call
     asked = budget.nbytes or (whole.work.original.stat().st_size / budget.times if budget.times else None)
     gap = best.nbytes - plan.nbytes  # the graph, and what was predicted amiss
     limit = float(plan.nbytes if asked is None else min(plan.nbytes, asked - gap))
-    return limit, _finite(plan.price, options), nbytes
+    return limit, _finite(plan.price, options, [o.sizes for o in options]), nbytes
 
 
-def _finite(price: float, options: Sequence[Any]) -> float:
-    """A price that can be reckoned with, where the plan was made at none or at any."""
+def _finite(price: float, options: Sequence[Options], amounts: Sequence[np.ndarray | None]) -> float:
+    """A price that can be reckoned with, where the plan was made at none or at any: by what all is worth altogether.
+
+    Args:
+        price: of the plan.
+        options: of every site.
+        amounts: of every option, of what the price is for; None for sites that have none.
+    """
     if 0 < price < np.inf:
         return price
-    middle = sum(option.worth for option in options) / max(sum(int(option.sizes[0]) for option in options), 1)
+    whole = sum(float(each[0]) for each in amounts if each is not None)
+    middle = sum(option.worth for option in options) / whole if whole else 1.0
     return middle if price else middle / STEEPEST
 
 

@@ -12,8 +12,11 @@ from torch import nn
 
 from smidgen import Budget
 from smidgen.errors import PlanError, UserError
+from smidgen.forms import Geometry
 from smidgen.pipeline import apply, compress
-from smidgen.pipeline.channels import split_channels
+from smidgen.pipeline.channels import STEEPEST, _finite, split_channels
+from smidgen.planning.candidates import Label, Options
+from smidgen.site import Site
 from tests.pipeline.pictures import pictures
 
 
@@ -64,6 +67,17 @@ def test_channels_go_for_a_share_of_the_multiplications():
     assert result.met, result.record["budget"]
     assert result.record["channels"]["taken"], result.record["channels"]
     assert result.record["files"]["onnx"]["macs"] <= 0.3 * result.record["original"]["macs"]
+
+
+@pytest.mark.parametrize(("amounts", "middle"), [((4000, 1000), 0.002), ((2.0, None), 5.0), ((None, None), 1.0)])
+def test_where_a_plan_has_no_price_it_is_reckoned_in_what_is_asked_for(amounts, middle):
+    site = Site("a", Geometry("linear", 2, 2), np.ones((2, 2), "f4"))
+    option = Options(site, {}, np.zeros(1), np.array([16]), (Label(None, None),), worth=5.0)
+    counted = [None if each is None else np.array([float(each)]) for each in amounts]
+    options = [option, option]
+    assert _finite(np.inf, options, counted) == pytest.approx(middle)
+    assert _finite(0.0, options, counted) == pytest.approx(middle / STEEPEST)
+    assert _finite(3.0, options, counted) == 3.0
 
 
 def test_channels_that_are_all_needed_stay(trained):
