@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -221,6 +222,7 @@ class _Run:
         self.model, self.training, self.feed, self.team, self.holding = model, training, feed, team, holding
         self.held, self.keep, self.progress = held, keep, progress
         self.loss = team.share(_Asked(model, loss, holding.beyond))
+        self.lay_out = partial(feed.lay_out, loss)
         self.books = _Books()
         self.start: dict[str, Any] = {}  # as it was when this epoch began
         self.best: dict[str, Any] | None = None
@@ -231,6 +233,8 @@ class _Run:
 
     def train(self, saving: _Saving | None) -> Fitted:
         self.saving = saving
+        self.model.eval()
+        self.lay_out()
         self._resume()
         books, limit = self.books, self.training.time_limit
         if books.stopped == "time" and (limit is None or books.seconds < limit):

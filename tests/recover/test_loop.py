@@ -285,6 +285,22 @@ def test_groups_decay_and_scale_as_they_say():
     assert beyond.item() != 0
 
 
+@pytest.mark.parametrize(("flat", "last"), [(lambda x: x.flatten(1), True), (lambda x: x.view(len(x), -1), False)])
+def test_images_have_their_channels_last_in_memory_unless_the_code_takes_views(flat, last):
+    x = np.random.default_rng(0).random((24, 3, 6, 6), dtype=np.float32)
+    conv, head = nn.Conv2d(3, 4, 3), nn.Linear(64, 2)
+    net, seen = nn.ModuleList([conv, head]), []
+
+    def loss(x: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            seen.append(x.is_contiguous(memory_format=torch.channels_last))
+        return nn.functional.cross_entropy(head(flat(conv(x))), labels)
+
+    done = fit(net, Dataset.from_array(x, np.arange(24) % 2), loss, Training(epochs=2, batch=8))
+    assert done.stopped == "done"
+    assert seen == [last] * 6
+
+
 def test_biases_do_not_decay():
     net = nn.Linear(3, 2)
     weight, bias = net.weight.detach().clone(), net.bias.detach().clone()
