@@ -24,7 +24,7 @@ from onnx import helper
 from tests.model.onnx_damage import mutated
 from tests.model.onnx_samples import MODELS
 
-MUTATIONS = 1200
+MUTATIONS = 2000
 PATIENCE_S = 180.0  # wall clock for one mutation, after which it hangs: a busy machine may take its time
 # Of its own time; most take 10 ms, the largest that limits allow some seconds, by processor and caches.
 PROCESSOR_S = 45.0
