@@ -134,16 +134,11 @@ class Told:
             print(f"{self.name}: {stage} {done}/{total}", flush=True)
 
 
-def claims_of(name: str, rows: list[dict[str, Any]], asked_for: int) -> list[Claim]:
-    """The bar, and the aim, each against the run of most accuracy that is small enough.
-
-    A run that was asked for the bytes of one of the two says nothing about the other: its claim stays as it was.
-    """
+def claims_of(name: str, rows: list[dict[str, Any]]) -> list[Claim]:
+    """The bar, and the aim, each against the run of most accuracy that is small enough."""
     case = CASES[name]
     made = []
     for word, size in (("", case.size), ("aim ", case.aim)):
-        if size != asked_for and asked_for in (case.size, case.aim):
-            continue
         small = [row for row in rows if row["nbytes"] <= size]
         error = f"at no more than {100 * case.error:g} % errors" if not case.beside else (
             f"at most {100 * case.error:g} points lost" if case.error else "no loss")  # fmt: skip
@@ -162,6 +157,19 @@ def claims_of(name: str, rows: list[dict[str, Any]], asked_for: int) -> list[Cla
     return made
 
 
+def kept_claims(name: str, rows: list[dict[str, Any]], before: dict[str, Any]) -> list[Claim]:
+    """`claims_of`; where no run is of the size of one, and those of other sizes do not reach it, the claim made before.
+
+    Records of runs are dropped when what trains changes: a run of the aim alone says nothing against the bar.
+    """
+    known = {claim["what"] for claim in before.get("claims", ())}
+    asked = {f"{name}: {word}{size / 1000:g} kB": size for word, size in (
+        ("bar ", CASES[name].size), ("aim ", CASES[name].aim),
+    )}  # fmt: skip
+    run = {row["size"] for row in rows}
+    return [c for c in claims_of(name, rows) if c.passed or c.what not in known or asked[c.what] in run]
+
+
 def table_of(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Every run, the smallest file first."""
     heads = ["asked", "file", "smaller", "accuracy", "points lost (95 %)", "predicted", "epochs", "training"]
@@ -171,6 +179,13 @@ def table_of(rows: list[dict[str, Any]]) -> list[list[str]]:
          f"{row['predicted']:,}", str(row["epochs"]), f"{row['training_seconds']:.0f} s"]
         for row in sorted(rows, key=lambda row: row["nbytes"])
     ]  # fmt: skip
+
+
+def with_earlier(table: list[list[str]], before: dict[str, Any], name: str) -> list[list[str]]:
+    """The rows of an earlier record for sizes that were not asked for again."""
+    again = {row[0] for row in table}
+    rows = [*table[1:], *(row for row in before.get("tables", {}).get(name, [])[1:] if row[0] not in again)]
+    return [table[0], *sorted(rows, key=lambda row: int(row[1].replace(",", "")))]
 
 
 def main() -> None:
@@ -193,9 +208,10 @@ def main() -> None:
             runs[name] = [*same, row]
             told = {k: v for k, v in row.items() if k not in ("history", "bytes", "layers")}
             print(told, flush=True)
-            tables = before.get("tables", {}) | {each: table_of(rows) for each, rows in runs.items()}
-            claims = joined(before, claims_of(name, runs[name], size))
-            save(args.name, TITLE, claims, tables=tables, runs=runs, threads=args.threads)
+            claims = joined(before, kept_claims(name, runs[name], before))
+            tables = before.get("tables", {}) | {name: with_earlier(table_of(runs[name]), before, name)}
+            note = {key: before[key] for key in ("note",) if key in before}
+            save(args.name, TITLE, claims, tables=tables, runs=runs, threads=args.threads, **note)
     show(TITLE, joined(earlier(args.name), []))
 
 

@@ -64,7 +64,7 @@ def pruned(
     keys = ("nbytes", "accuracy", "loss_points", "loss_interval", "agreement", "kl")
     return {
         "network": name, "times": record["pruning"]["weights"] / record["pruning"]["survivors"], "way": way,
-        "augment": augment, "asked": times,
+        "augment": augment, "asked": times, "epochs": epochs, "seed": seed,
         "weights": record["pruning"]["weights"], "survivors": record["pruning"]["survivors"],
         "original": {key: record["original"][key] for key in ("nbytes", "accuracy")},
         "files": {t: {key: record["files"][t][key] for key in keys} for t in ("onnx-sparse", "archive")},
@@ -75,9 +75,9 @@ def pruned(
 
 
 def held_loss(row: dict[str, Any]) -> float:
-    """The loss on the digits that were held back; of a network that was not trained there is none."""
-    after = row["training"]["after"]
-    return after["loss"] if after else float("inf")
+    """The written network's loss on the digits that were held back; of one that was not trained none is known."""
+    told = row["training"]
+    return float("inf") if told["kept"] is None else told["after" if told["kept"] else "before"]["loss"]
 
 
 def claim_of(rows: list[dict[str, Any]]) -> Claim:
@@ -111,12 +111,15 @@ def main() -> None:
     runs: dict[str, dict[str, Any]] = dict(before.get("runs", {}))
     claims = joined(before, [])
     for name, times, way, augment in product(args.networks, args.times, args.ways, args.augment):
+        if not WAYS[way][1] and augment != args.augment[0]:
+            continue  # nothing is trained, and no digit changed
         key = f"{name} {times:g} {way} {augment} {args.epochs or 'as usual'} {args.seed}"
         if key not in runs:
             started = time.perf_counter()
             runs[key] = pruned(name, times, way, augment, args.epochs, args.threads, args.seed)
             print(f"{key}: {time.perf_counter() - started:.0f} s in all", flush=True)
-        same = [r for r in runs.values() if (r["network"], r["asked"], r["way"]) == (name, times, way)]
+        alike = {"network": name, "asked": times, "way": way, "epochs": runs[key]["epochs"], "seed": args.seed}
+        same = [row for row in runs.values() if all(row[each] == value for each, value in alike.items())]
         claims = joined({"claims": [vars(each) for each in claims]}, [claim_of(same)])
         save(NAME, TITLE, claims, threads=args.threads, seed=args.seed, runs=runs)
     show(TITLE, claims)

@@ -8,6 +8,7 @@ took half of what was left: here each function's first calls are checked, and on
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
@@ -19,11 +20,12 @@ from typing import Any
 import beartype
 import jaxtyping
 
-FIRST, EVERY = 100, 20  # calls of a function that are checked, and one of how many after them
+FIRST = 100  # calls of each function that are checked in a process,
+EVERY = int(os.environ.get("SMIDGEN_CHECK_EVERY", "20"))  # and one of so many after them
 
 
 def checked(what: Any) -> Any:
-    """A class whose fields are checked, or a function whose calls are, many of them."""
+    """A class whose fields are checked, or a function of whose calls many are."""
     strict = jaxtyping.jaxtyped(typechecker=beartype.beartype)(what)
     return _sampled(what, strict) if isinstance(what, FunctionType) else strict
 

@@ -150,16 +150,20 @@ def _fixed(
     if isinstance(factors, Tensor):
         importance = factors.diagonal(dim1=1, dim2=2).square().repeat_interleave(out, 0)
 
+        def by_group(tries: Tensor) -> Tensor:
+            """``[tries, groups · out, …]`` → ``[groups, tries · out, …]``: tries are more rows of a group."""
+            return tries.unflatten(1, (groups, out)).transpose(0, 1).flatten(1, 2)
+
+        def by_try(rows: Tensor) -> Tensor:
+            return rows.unflatten(1, (-1, out)).transpose(0, 1).flatten(1, 2)
+
         def cost(change: Tensor) -> Tensor:
-            return (change.unflatten(1, (groups, out)) @ factors).square().sum(3).flatten(1)
+            return by_try((by_group(change) @ factors).square().sum(2))
 
         def fed(scale: Tensor) -> Tensor:
-            # Each try is so many rows more of its group.
-            step = scale.unflatten(1, (groups, out)).transpose(0, 1).flatten(1)
             repeated = (1, len(scale), 1)
             may = None if kept is None else kept.repeat(repeated)
-            z = round_groups(weight.repeat(repeated), factors, step, levels=levels, kept=may)
-            return z.unflatten(1, (len(scale), out)).transpose(0, 1).flatten(1, 2)
+            return by_try(round_groups(weight.repeat(repeated), factors, by_group(scale), levels=levels, kept=may))
     else:
         factor, importance = factors[0], factors[0].diagonal.square()[None]
 

@@ -127,12 +127,13 @@ def _best_by_nearest(
     """Of some exponents those that cost least with every weight to its nearest step; in pieces that a cache holds."""
     scale = grid(exponents).double()
     costs = torch.empty_like(scale)
-    each = importance.expand_as(weight)
-    for rows in torch.arange(len(weight), device=weight.device).split(max(1, CACHED // max(1, weight.shape[1]))):
-        piece, counts = weight[rows], each[rows]
-        for place, step in enumerate(scale[:, rows, None]):
+    # A card has no use for pieces: each would be calls of its own.
+    most = CACHED // max(1, weight.shape[1]) if weight.device.type == "cpu" else len(weight)
+    pieces = [each.split(max(1, most)) for each in (weight, importance.expand_as(weight), scale.T, costs.T)]
+    for piece, counts, steps, found in zip(*pieces, strict=True):
+        for place, step in enumerate(steps.T[:, :, None]):
             change = (piece / step).round_().clamp_(-levels, levels).mul_(step).sub_(piece)
-            costs[place, rows] = change.square_().mul_(counts).sum(1)
+            found[:, place] = change.square_().mul_(counts).sum(1)
     least = costs.sum(1, keepdim=True).expand_as(costs) if shared else costs
     return exponents.gather(0, least.argmin(0)[None])[0]
 

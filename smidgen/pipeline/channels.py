@@ -219,8 +219,9 @@ def _finite(price: float, options: Sequence[Options], amounts: Sequence[np.ndarr
     """
     if 0 < price < np.inf:
         return price
-    whole = sum(float(each[0]) for each in amounts if each is not None)
-    middle = sum(option.worth for option in options) / whole if whole else 1.0
+    counted = [(o.worth, float(each[0])) for o, each in zip(options, amounts, strict=True) if each is not None]
+    worth, whole = (sum(column) for column in zip(*counted, strict=True)) if counted else (0.0, 0.0)
+    middle = worth / whole if worth and whole else 1.0
     return middle if price else middle / STEEPEST
 
 

@@ -162,7 +162,8 @@ def trained(
         limit = work.limit(budget)
         recovery = replace(recovery, learned_steps=limit is None)
         outcome, first = recovered(work, find(1.0, budget), budget, recovery)
-        if limit is None or first["kept"] or not _fell(first):
+        # Where the loss fell, and the file is all that grew, a smaller one may do.
+        if limit is None or first["after"]["nbytes"] <= limit or not _fell(first):
             return outcome, first
         tight = Budget(size=max(1, int(ROOM * limit * limit / first["after"]["nbytes"])))
         again = recovered(work, find(1.0, tight), budget, recovery.again("smaller", first["seconds"]))
@@ -177,7 +178,7 @@ def trained(
 
 
 def _fell(told: Mapping[str, Any]) -> bool:
-    """Whether the loss fell by a training: if it was not kept all the same, its file was too large."""
+    """Whether the loss on the selection inputs fell by a training."""
     after = told["after"]["loss"]
     return after is not None and after < told["before"]["loss"]
 

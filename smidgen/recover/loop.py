@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -22,7 +21,7 @@ from smidgen.errors import LoadError, UserError
 from smidgen.recover.checkpoint import Fingerprint, fingerprint, read_checkpoint, write_checkpoint
 from smidgen.recover.feeding import Feed, Place
 from smidgen.recover.holding import Holding
-from smidgen.recover.processes import processes
+from smidgen.recover.processes import Asked, processes
 from smidgen.recover.training import Training, duration, multiplies_bfloat16
 
 __all__ = ["Fitted", "Hook", "Training", "fit"]
@@ -221,8 +220,8 @@ class _Run:
     ) -> None:
         self.model, self.training, self.feed, self.team, self.holding = model, training, feed, team, holding
         self.held, self.keep, self.progress = held, keep, progress
-        self.loss = team.share(_Asked(model, loss, holding.beyond))
-        self.lay_out = partial(feed.lay_out, loss)
+        self.asked = Asked(model, loss, holding.beyond)
+        self.loss = team.share(self.asked)
         self.books = _Books()
         self.start: dict[str, Any] = {}  # as it was when this epoch began
         self.best: dict[str, Any] | None = None
@@ -233,12 +232,12 @@ class _Run:
 
     def train(self, saving: _Saving | None) -> Fitted:
         self.saving = saving
-        self.model.eval()
-        self.lay_out()
         self._resume()
         books, limit = self.books, self.training.time_limit
         if books.stopped == "time" and (limit is None or books.seconds < limit):
             books.stopped = None
+        if books.stopped is None:
+            self._lay_out()
         self.clock = self.saved = self.told = time.monotonic()
         while books.stopped is None:
             try:
@@ -252,6 +251,17 @@ class _Run:
                 books.stopped = "done"
             self._save()
         return self._finish()
+
+    def _lay_out(self) -> None:
+        """How images lie in memory, by one step of which nothing is left: not in the statistics of norms either."""
+        now = self.holding.weights()
+        self.model.train()
+        self.feed.lay_out(lambda x, labels, *rows: self._asked_of(self.asked, x, labels, rows).backward())
+        self.holding.load_weights(now)
+
+    def _asked_of(self, loss: nn.Module, x: Tensor, labels: Tensor | None, rows: Sequence[Tensor]) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
+            return loss(x, labels, *rows)
 
     def _epoch(self) -> None:
         books = self.books
@@ -279,8 +289,7 @@ class _Run:
         torch.manual_seed(self.feed.seed(place))
         x, labels, rows = self.feed.batch(place)
         holding.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
-            loss = self.loss(x, labels, *rows)
+        loss = self._asked_of(self.loss, x, labels, rows)
         loss.backward()
         norm = holding.clip(training.clip)
         # One message between processes says both: what the loss is and whether time is up.
@@ -378,17 +387,3 @@ class _Run:
             self.start, self.best = state.get("start", {}), state.get("best")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise LoadError(f"checkpoint: '{self.saving.path}' is damaged; remove it to start over") from error
-
-
-class _Asked(nn.Module):
-    """The loss as a module, so that what averages gradients over processes sees every parameter it reads."""
-
-    def __init__(self, model: nn.Module, loss: Loss, beyond: Sequence[nn.Parameter]) -> None:
-        super().__init__()
-        self.model, self.loss, self.beyond = model, loss, nn.ParameterList(beyond)
-
-    def forward(self, x: Tensor, labels: Tensor | None, *rows: Tensor) -> Tensor:
-        found = self.loss(x, labels, *rows)
-        if found.ndim or not found.requires_grad:
-            raise UserError("train: the loss must be one number that depends on what is trained")
-        return found

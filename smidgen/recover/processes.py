@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from smidgen.errors import LoadError
+from smidgen.errors import LoadError, UserError
 
 
 @runtime_checkable
@@ -115,3 +116,17 @@ def leads() -> bool:
     True
     """
     return os.environ.get("RANK", "0") == "0"
+
+
+class Asked(nn.Module):
+    """The loss as a module, so that what averages gradients over processes sees every parameter it reads."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], beyond: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self.model, self.loss, self.beyond = model, loss, nn.ParameterList(beyond)
+
+    def forward(self, x: Tensor, labels: Tensor | None, *rows: Tensor) -> Tensor:
+        found = self.loss(x, labels, *rows)
+        if found.ndim or not found.requires_grad:
+            raise UserError("train: the loss must be one number that depends on what is trained")
+        return found

@@ -12,6 +12,7 @@ from torch import Tensor
 from smidgen.errors import Refusal
 from smidgen.forms import dense, scales
 from smidgen.methods import roundings
+from smidgen.numerics import fixed_width
 from smidgen.numerics.cancellation import factorise, factorise_rows, row_costs
 from smidgen.numerics.fixed_width import clamped_nearest
 from smidgen.numerics.rounding import round_gptq
@@ -65,6 +66,22 @@ def test_groups_stay_within_their_width_and_lose_no_more_than_the_nearest(seed, 
     plain = (clamped_nearest(flat, scale, 7) * scale.double()[:, None]).reshape(weight.shape)
     ours, theirs = (((weight - w) @ lower).square().sum(2) for w in (found, plain))
     assert bool((ours <= theirs * (1 + 1e-9)).all())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_tries_one_by_one_give_the_same_integers_as_together(monkeypatch, groups, shared):
+    weight, kept = normal(groups, 5, 12), normal(groups, 5, 12, seed=3) > -0.5
+    moments = [moment(12, seed) for seed in range(groups)]
+    factors = [factorise(moments[0])] if groups == 1 else factorise_groups(torch.stack(moments))
+    for may in (None, kept):
+        together = GPTQ.fixed(weight, factors, 4, shared=shared, kept=may)
+        with monkeypatch.context() as patch:
+            patch.setattr(fixed_width, "CACHED", 1)
+            patch.setattr(fixed_width, "AT_ONCE", 1)
+            alone = GPTQ.fixed(weight, factors, 4, shared=shared, kept=may)
+        assert np.array_equal(together.integers, alone.integers)
+        assert np.array_equal(together.row, alone.row)
 
 
 def test_feedback_makes_good_what_clamping_loses():

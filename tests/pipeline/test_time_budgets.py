@@ -59,7 +59,7 @@ def test_a_speedup_is_met_as_measured_or_the_record_says_not():
     assert file["macs"] < 0.8 * record["original"]["macs"]
     assert record["predicted"]["latency_ms"] < record["measured"]["latency_ms"] * 3
     # JSON has no infinity: null is the price of the fastest plan, tried where no other was fast enough.
-    assert all(trial["latency_ms"] > 0 and (trial["price_ms"] or 1) > 0 for trial in record["trials"])
+    assert all(trial["latency_ms"] > 0 and trial.get("price_ms", 0) != 0 for trial in record["trials"])
     assert result.plan.price_ms > 0
     body = record["layers"][1]
     assert body["latency_ms_after"] < body["latency_ms_before"]

@@ -285,20 +285,44 @@ def test_groups_decay_and_scale_as_they_say():
     assert beyond.item() != 0
 
 
-@pytest.mark.parametrize(("flat", "last"), [(lambda x: x.flatten(1), True), (lambda x: x.view(len(x), -1), False)])
-def test_images_have_their_channels_last_in_memory_unless_the_code_takes_views(flat, last):
+class ViewedGradient(torch.autograd.Function):
+    """Code whose gradient alone takes a view."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 1 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.view(-1).view(gradient.shape)
+
+
+FLAT = {
+    "as any": lambda net, x: x.flatten(1),
+    "viewed": lambda net, x: x.view(len(x), -1),
+    "viewed in training": lambda net, x: x.view(len(x), -1) if net.training else x.flatten(1),
+    "viewed backwards": lambda net, x: x.flatten(1),
+}
+
+
+@pytest.mark.parametrize("way", FLAT)
+def test_images_have_their_channels_last_in_memory_unless_the_code_takes_views(way):
     x = np.random.default_rng(0).random((24, 3, 6, 6), dtype=np.float32)
-    conv, head = nn.Conv2d(3, 4, 3), nn.Linear(64, 2)
-    net, seen = nn.ModuleList([conv, head]), []
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(64, 2)])
+    conv, norm, head = net
+    through = ViewedGradient.apply if way == "viewed backwards" else lambda x: x
+    seen, counted = [], []
 
     def loss(x: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            seen.append(x.is_contiguous(memory_format=torch.channels_last))
-        return nn.functional.cross_entropy(head(flat(conv(x))), labels)
+        seen.append(x.is_contiguous(memory_format=torch.channels_last))
+        counted.append(int(norm.num_batches_tracked))
+        return nn.functional.cross_entropy(head(FLAT[way](net, norm(through(conv(x))))), labels)
 
     done = fit(net, Dataset.from_array(x, np.arange(24) % 2), loss, Training(epochs=2, batch=8))
     assert done.stopped == "done"
-    assert seen == [last] * 6
+    assert seen == [True, *[way == "as any"] * 6]
+    assert counted == [0, *range(6)], "the step that found out left nothing"
 
 
 def test_biases_do_not_decay():
