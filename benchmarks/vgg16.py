@@ -2,8 +2,9 @@
 
 Published: ten times smaller at 70 % sparsity and 8 bits with little loss. Aimed at: 30 times at 0.5 points. No trained
 weights are at hand, so the network (Simonyan and Zisserman, arXiv:1409.1556, with BatchNorm, its dense layers of 4,096)
-is trained from scratch on 2,000 photos of 128×128, a fifth of which says which epoch is kept; then magnitude pruning by
-the cubic schedule, fine-tuning, and 256 shared values a layer, in an archive. It wants a graphics card, which is used
+is trained from scratch on 2,000 photos of 128×128, a fifth of which says which epoch is kept; then comes Deep
+Compression with training: the smallest weights go by the cubic schedule, 256 values a layer are shared and trained, and
+all is coded in an archive. It wants a graphics card, which is used
 where there is one; on a processor give it a part of the width. The record says what was measured where.
 
     python benchmarks/vgg16.py
@@ -96,10 +97,10 @@ def pruned(
     started, file = time.perf_counter(), HOME / f"vgg{args.layers}.{args.width:g}.onnx"
     write_network(net, file, (3, SIDE, SIDE))
     result = smidgen.compress(
-        str(file), train, test=test, methods=("magnitude",), settings={
-            "magnitude": {"sparsity": sparsity}, "kmeans": {"bits": 8},
-        }, rounding="kmeans", target="archive", train=smidgen.Training(epochs=args.tune, seed=args.seed, **TUNED),
-        gradual=True, mix=0.5, threads=args.threads, seed=args.seed, device=device,
+        str(file), train, test=test, recipe="deep-compression",
+        settings={"obs": {"sparsity": sparsity}, "kmeans": {"bits": 8}},
+        train=smidgen.Training(epochs=args.tune, seed=args.seed, **TUNED), mix=0.5,
+        threads=args.threads, seed=args.seed, device=device,
     )  # fmt: skip
     written, original = result.record["files"]["archive"], result.record["original"]
     return {
