@@ -90,14 +90,15 @@ def test_an_archive_keeps_to_its_size_or_is_left_as_it_was(trained):
         assert "more than asked" in told["why"] or "did not fall" in told["why"]
 
 
-def test_an_archive_that_training_made_too_large_is_trained_again_from_fewer_bytes(trained, monkeypatch):
-    """Size is a promise: what was learned is not thrown away for a few bytes too many."""
+@pytest.mark.parametrize(("limit", "sure"), [(2000, True), (1500, False)])
+def test_an_archive_that_training_made_too_large_is_trained_again_from_fewer_bytes(trained, monkeypatch, limit, sure):
+    """Size is a promise: what was learned is not thrown away for a few bytes too many, where fewer will do."""
     weigh, plans, grown = Workshop.weighed, [], []
 
     def larger_once(work, plan, realised):
         trial = weigh(work, plan, realised)
         if plan.key in plans and not grown:  # weighed before: this is the trained one
-            grown.append(trial.nbytes * 103 // 100)
+            grown.append(limit + 8)
             return replace(trial, nbytes=grown[0])
         plans.append(plan.key)
         return trial
@@ -107,17 +108,19 @@ def test_an_archive_that_training_made_too_large_is_trained_again_from_fewer_byt
         trained,
         many(),
         target="archive",
-        budget=smidgen.Budget(ratio=80),
+        budget=smidgen.Budget(size=limit),
         threads=1,
         seed=1,
         train=replace(BRIEF, epochs=16, lr=4e-3),
     )
-    told, limit = result.record["training"], result.record["original"]["nbytes"] // 80
-    assert grown[0] > limit, "the first trained file was told to be larger"
-    assert told["kept"]
-    assert told["first"]["kept"] is False
-    assert told["after"]["nbytes"] <= limit
-    assert told["after"]["loss"] < told["first"]["before"]["loss"]
+    told = result.record["training"]
+    taken = "first" in told
+    first, again = (told["first"], told) if taken else (told, told["smaller"])
+    assert grown, "the first trained file was told to be larger"
+    assert first["kept"] is False
+    assert again["after"]["nbytes"] < limit
+    assert taken == (again["kept"] and again["after"]["loss"] < first["before"]["loss"])
+    assert taken or not sure, "of 2,000 bytes a fiftieth less costs less than training gains"
     assert result.met
     assert result.files["archive"].stat().st_size <= limit
 
