@@ -134,40 +134,35 @@ class Told:
             print(f"{self.name}: {stage} {done}/{total}", flush=True)
 
 
-def claims_of(name: str, rows: list[dict[str, Any]]) -> list[Claim]:
-    """The bar, and the aim, each against the run of most accuracy that is small enough."""
-    case = CASES[name]
-    made = []
-    for word, size in (("", case.size), ("aim ", case.aim)):
-        small = [row for row in rows if row["nbytes"] <= size]
-        error = f"at no more than {100 * case.error:g} % errors" if not case.beside else (
-            f"at most {100 * case.error:g} points lost" if case.error else "no loss")  # fmt: skip
-        what, asked = f"{name}: {word or 'bar '}{size / 1000:g} kB", f"{word}≤ {size / 1000:g} kB {error}"
-        if not small:
-            made.append(Claim(what, asked, "no run was that small", False))
-            continue
-        best = min(small, key=lambda row: row["held_lost"])  # test images choose nothing
-        text = (
-            f"{best['nbytes']} bytes, {100 - 100 * best['accuracy']:.2f} % errors, lost {best['lost']:.2f} points "
-            f"(95 %: {best['interval'][0]:.2f} to {best['interval'][1]:.2f}), "
-            f"{best['original_nbytes'] / best['nbytes']:.0f}x smaller, {best['training_seconds']:.0f} s of training"
-        )
-        lost = best["lost"] / 100 if case.beside else 1 - best["accuracy"]
-        made.append(Claim(what, asked, text, lost <= case.error + 1e-9))
-    return made
+def claims_of(name: str, rows: list[dict[str, Any]], before: dict[str, Any]) -> list[Claim]:
+    """The bar, and the aim; each against the run of least loss that is small enough.
 
-
-def kept_claims(name: str, rows: list[dict[str, Any]], before: dict[str, Any]) -> list[Claim]:
-    """`claims_of`; where no run is of the size of one, and those of other sizes do not reach it, the claim made before.
-
-    Records of runs are dropped when what trains changes: a run of the aim alone says nothing against the bar.
+    Records of runs are dropped when what trains changes. A run of the one says nothing against the other, so the claim
+    made before stays where no run is of its size and those of other sizes do not reach it.
     """
     known = {claim["what"] for claim in before.get("claims", ())}
-    asked = {f"{name}: {word}{size / 1000:g} kB": size for word, size in (
-        ("bar ", CASES[name].size), ("aim ", CASES[name].aim),
-    )}  # fmt: skip
     run = {row["size"] for row in rows}
-    return [c for c in claims_of(name, rows) if c.passed or c.what not in known or asked[c.what] in run]
+    case = CASES[name]
+    made = [(size, _claim(name, word, size, rows)) for word, size in (("bar", case.size), ("aim", case.aim))]
+    return [claim for size, claim in made if claim.passed or size in run or claim.what not in known]
+
+
+def _claim(name: str, word: str, size: int, rows: list[dict[str, Any]]) -> Claim:
+    case = CASES[name]
+    error = f"at no more than {100 * case.error:g} % errors" if not case.beside else (
+        f"at most {100 * case.error:g} points lost" if case.error else "no loss")  # fmt: skip
+    what, asked = f"{name}: {word} {size / 1000:g} kB", f"{'aim ' * (word == 'aim')}≤ {size / 1000:g} kB {error}"
+    small = [row for row in rows if row["nbytes"] <= size]
+    if not small:
+        return Claim(what, asked, "no run was that small", False)
+    best = min(small, key=lambda row: row["held_lost"])  # test images choose nothing
+    text = (
+        f"{best['nbytes']} bytes, {100 - 100 * best['accuracy']:.2f} % errors, lost {best['lost']:.2f} points "
+        f"(95 %: {best['interval'][0]:.2f} to {best['interval'][1]:.2f}), "
+        f"{best['original_nbytes'] / best['nbytes']:.0f}x smaller, {best['training_seconds']:.0f} s of training"
+    )
+    lost = best["lost"] / 100 if case.beside else 1 - best["accuracy"]
+    return Claim(what, asked, text, lost <= case.error + 1e-9)
 
 
 def table_of(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -208,7 +203,7 @@ def main() -> None:
             runs[name] = [*same, row]
             told = {k: v for k, v in row.items() if k not in ("history", "bytes", "layers")}
             print(told, flush=True)
-            claims = joined(before, kept_claims(name, runs[name], before))
+            claims = joined(before, claims_of(name, runs[name], before))
             tables = before.get("tables", {}) | {name: with_earlier(table_of(runs[name]), before, name)}
             note = {key: before[key] for key in ("note",) if key in before}
             save(args.name, TITLE, claims, tables=tables, runs=runs, threads=args.threads, **note)

@@ -4,13 +4,13 @@ Asked: at least 14 times fewer weights (aim 20) with no loss, where pruning and 
 times fewer for LeNet (Han et al. 2015, arXiv:1506.02626). The smallest weights of all layers together go, little by
 little (arXiv:1710.01878), while the network learns from training digits to answer as it did and as their labels say;
 then what is left trains on at falling rates (arXiv:2003.02389). Some of the training digits choose the epoch, and which
-of two ways to change the digits is taken (`--augment`): the test digits are scored once for each file and choose
-nothing. Where asked for, the same with all weights removed at once before the fine-tuning, and with no training.
+of some trainings is taken (`--trainings`): the test digits are scored once for each file and choose nothing. Where
+asked for, the same with all weights removed at once before the fine-tuning, and with no training.
 
 A run that was stopped goes on where it was; `python benchmarks/lenets.py` trains the networks that are missing.
 
     python benchmarks/pruning_trained.py
-    python benchmarks/pruning_trained.py --networks lenet_300_100 --times 20 --ways gradual --augment shifted
+    python benchmarks/pruning_trained.py --networks lenet_300_100 --times 20 --ways gradual --trainings shifted
 """
 
 from __future__ import annotations
@@ -36,23 +36,28 @@ TRAININGS = {
     "lenet_300_100": Training(epochs=200, batch=128, lr=1e-3, schedule="rewind"),
     "lenet_5": Training(epochs=24, batch=128, lr=1e-3, schedule="rewind"),
 }
-AUGMENTS = {"shifted": ("shift2",), "turned": ("shift2", "turn10", "zoom10")}
+# How digits are changed, and whether a running average of the weights is what is kept.
+SHIFTS, TURNS = ("shift2",), ("shift2", "turn10", "zoom10")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "shifted": {"augment": SHIFTS}, "turned": {"augment": TURNS},
+    "averaged": {"augment": SHIFTS, "average": 0.999}, "turned-averaged": {"augment": TURNS, "average": 0.999},
+}  # fmt: skip
 MIX = 0.5  # the original's answers, and the labels
 # Way by name: the method that chooses weights, whether it is trained, and whether little by little.
 WAYS = {"gradual": ("magnitude", True, True), "at once": ("obs", True, False), "untrained": ("obs", False, False)}
 
 
 def pruned(
-    name: str, times: float, way: str, augment: str, epochs: int | None, threads: int, seed: int
+    name: str, times: float, way: str, variant: str, epochs: int | None, threads: int, seed: int
 ) -> dict[str, Any]:
     """One network with so many times fewer weights: written, and scored on the test digits."""
     method, trains, gradual = WAYS[way]
     training = TRAININGS[name]
     epochs = epochs or training.epochs
-    values = {**training.plain(), "epochs": epochs, "seed": seed, "augment": AUGMENTS[augment]}
+    values = {**training.plain(), "epochs": epochs, "seed": seed, **VARIANTS[variant]}
     folder = RESULTS / NAME
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / f"{name}-{times:g}-{way.replace(' ', '-')}-{augment}-{epochs}-{seed}.checkpoint"
+    checkpoint = folder / f"{name}-{times:g}-{way.replace(' ', '-')}-{variant}-{epochs}-{seed}.checkpoint"
     result = smidgen.compress(
         network(name, threads=threads), digits(MNIST_TRAIN), test=digits(MNIST_TEST), target="onnx-sparse",
         settings={method: {"sparsity": 1 - 1 / times}}, threads=threads, seed=seed,
@@ -64,7 +69,7 @@ def pruned(
     keys = ("nbytes", "accuracy", "loss_points", "loss_interval", "agreement", "kl")
     return {
         "network": name, "times": record["pruning"]["weights"] / record["pruning"]["survivors"], "way": way,
-        "augment": augment, "asked": times, "epochs": epochs, "seed": seed,
+        "variant": variant, "asked": times, "epochs": epochs, "seed": seed,
         "weights": record["pruning"]["weights"], "survivors": record["pruning"]["survivors"],
         "original": {key: record["original"][key] for key in ("nbytes", "accuracy")},
         "files": {t: {key: record["files"][t][key] for key in keys} for t in ("onnx-sparse", "archive")},
@@ -91,7 +96,7 @@ def claim_of(rows: list[dict[str, Any]]) -> Claim:
         f"{row['survivors']} of {row['weights']} weights; {100 * row['original']['accuracy']:.2f} % → "
         f"{100 * file['accuracy']:.2f} %, lost {file['loss_points']:.2f} (95 %: {low:.2f} to {high:.2f}); "
         f"{file['nbytes'] / 1000:.1f} kB sparse, archive {row['files']['archive']['nbytes'] / 1000:.1f} kB; "
-        f"trained {row['seconds']:.0f} s, {row['augment']}, chosen of {len(rows)}",
+        f"trained {row['seconds']:.0f} s, {row['variant']}, chosen of {len(rows)}",
         file["loss_points"] <= 1e-9 if asked else None,
     )  # fmt: skip
 
@@ -101,7 +106,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--times", nargs="+", type=float, default=list(TIMES), help="fewer weights")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["gradual"])
-    parser.add_argument("--augment", nargs="+", choices=AUGMENTS, default=list(AUGMENTS))
+    parser.add_argument("--trainings", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--epochs", type=int, help="of training, instead of those of each network")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -110,13 +115,13 @@ def main() -> None:
     before = earlier(NAME)
     runs: dict[str, dict[str, Any]] = dict(before.get("runs", {}))
     claims = joined(before, [])
-    for name, times, way, augment in product(args.networks, args.times, args.ways, args.augment):
-        if not WAYS[way][1] and augment != args.augment[0]:
-            continue  # nothing is trained, and no digit changed
-        key = f"{name} {times:g} {way} {augment} {args.epochs or 'as usual'} {args.seed}"
+    for name, times, way, variant in product(args.networks, args.times, args.ways, args.trainings):
+        if not WAYS[way][1] and variant != args.trainings[0]:
+            continue  # nothing is trained
+        key = f"{name} {times:g} {way} {variant} {args.epochs or 'as usual'} {args.seed}"
         if key not in runs:
             started = time.perf_counter()
-            runs[key] = pruned(name, times, way, augment, args.epochs, args.threads, args.seed)
+            runs[key] = pruned(name, times, way, variant, args.epochs, args.threads, args.seed)
             print(f"{key}: {time.perf_counter() - started:.0f} s in all", flush=True)
         alike = {"network": name, "asked": times, "way": way, "epochs": runs[key]["epochs"], "seed": args.seed}
         same = [row for row in runs.values() if all(row[each] == value for each, value in alike.items())]

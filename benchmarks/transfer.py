@@ -32,6 +32,7 @@ POINTS = 0.4
 AUGMENT = ("shift8", "flip", "zoom20")
 HEAD_EPOCHS, EPOCHS, BATCH, RATE = 2, 6, 32, 2e-3
 EXTREME_EPOCHS, EXTREME_RATE = 12, 3e-4
+PRECISION = "mixed"  # half the time where the processor multiplies bfloat16, and float32 elsewhere
 HOME = RESULTS.parent / "transfer"
 
 
@@ -47,7 +48,7 @@ def two_classes(train: Dataset, test: Dataset, threads: int, seed: int) -> tuple
     HOME.mkdir(parents=True, exist_ok=True)
     result = smidgen.transfer(
         str(sets.model(NETWORK)), train, 2, test=test, seed=seed, threads=threads, freeze_epochs=HEAD_EPOCHS,
-        training=smidgen.Training(epochs=EPOCHS, batch=BATCH, lr=RATE, augment=AUGMENT),
+        training=smidgen.Training(epochs=EPOCHS, batch=BATCH, lr=RATE, augment=AUGMENT, precision=PRECISION),
         checkpoint=HOME / f"two_classes.{seed}.checkpoint", progress=told("transfer"),
     )  # fmt: skip
     folder = result.save(HOME / f"two_classes.{seed}")
@@ -58,9 +59,10 @@ def two_classes(train: Dataset, test: Dataset, threads: int, seed: int) -> tuple
 def smaller(way: str, file: Path, times: int, train: Dataset, test: Dataset, threads: int, seed: int) -> dict[str, Any]:
     """One archive and what it scores."""
     size = file.stat().st_size // times
-    training = {"epochs": EXTREME_EPOCHS, "batch": BATCH, "lr": EXTREME_RATE, "augment": list(AUGMENT)}
     settings: dict[str, Any] = {
-        "training": training, "extreme": {"checkpoint": str(HOME / f"extreme.{times}.{seed}.checkpoint")},
+        "training": {"epochs": EXTREME_EPOCHS, "batch": BATCH, "lr": EXTREME_RATE, "augment": list(AUGMENT),
+                     "precision": PRECISION},
+        "extreme": {"checkpoint": str(HOME / f"extreme.{times}.{seed}.checkpoint")},
     }  # fmt: skip
     given: dict[str, Any] = {"recipe": "extreme", "settings": settings} if way == "extreme" else {"target": "archive"}
     started = time.perf_counter()

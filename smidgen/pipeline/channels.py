@@ -179,12 +179,9 @@ def _amounts(whole: Run, budget: Budget, plan: Plan) -> tuple[float, float, Call
             made = allocate(options, 0.0, chosen, price_mac=price)
             return dict(zip((o.site.name for o in options), each_macs(options, made), strict=True))
 
-        limit = budget.share * whole.work.original_macs - whole.work.macs_beside
-        return (
-            min(limit, sum(each_macs(options, plan))),
-            _finite(plan.price_mac, options, [o.macs for o in options]),
-            products,
-        )
+        asked = budget.share * whole.work.original_macs - whole.work.macs_beside
+        limit = min(asked, sum(each_macs(options, plan)))
+        return limit, _finite(plan.price_mac, options, [o.macs for o in options]), products
     if budget.timed:
         whole_ms = whole.work.original_ms
         rest = whole_ms - sum(float(option.times[0]) for option in options if option.times is not None)

@@ -17,7 +17,7 @@ the smallest of all layers first, in the first part of the training; what is lef
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,11 @@ def trained(
         recovery = replace(recovery, learned_steps=limit is None)
         outcome, first = recovered(work, find(1.0, budget), budget, recovery)
         # Where the loss fell, and the file is all that grew, a smaller one may do.
-        if limit is None or first["after"]["nbytes"] <= limit or not _fell(first):
+        if (
+            limit is None
+            or first["after"]["nbytes"] <= limit
+            or not _fell(first["after"]["loss"], first["before"]["loss"])
+        ):
             return outcome, first
         tight = Budget(size=max(1, int(ROOM * limit * limit / first["after"]["nbytes"])))
         again = recovered(work, find(1.0, tight), budget, recovery.again("smaller", first["seconds"]))
@@ -177,10 +181,9 @@ def trained(
     return replace(outcome, met=met, note="" if met else note), {**told, "first": first}
 
 
-def _fell(told: Mapping[str, Any]) -> bool:
+def _fell(best: float | None, start: float) -> bool:
     """Whether the loss on the selection inputs fell by a training."""
-    after = told["after"]["loss"]
-    return after is not None and after < told["before"]["loss"]
+    return best is not None and best < start
 
 
 def _better_of(
@@ -188,8 +191,8 @@ def _better_of(
 ) -> tuple[Outcome, dict[str, Any]]:
     """A plan of fewer bytes, trained, where it is better than the first plan, which only fits untrained."""
     (untrained, told), (outcome, again) = first, smaller
-    better = again["kept"] and again["after"]["nbytes"] <= limit and again["after"]["loss"] < told["before"]["loss"]
-    if not better:
+    fits = again["kept"] and again["after"]["nbytes"] <= limit
+    if not fits or not _fell(again["after"]["loss"], told["before"]["loss"]):
         return untrained, {**told, "smaller": again}
     return replace(outcome, met=True, note="", trials=(*untrained.trials, *outcome.trials)), {**again, "first": told}
 
@@ -211,7 +214,7 @@ def recovered(work: Workshop, outcome: Outcome, budget: Budget, recovery: Recove
     before = replace(before, carried=(realised, *before.carried[1:]))
     train = _gradual if recovery.gradual else _trained
     start, fitted, changed = train(work, before.plan, realised, recovery)
-    if not recovery.gradual and not _better(fitted, start):
+    if not recovery.gradual and not _fell(fitted.best, start):
         recovery = recovery.again("slower", fitted.seconds, SLOWER)
         start, fitted, changed = train(work, before.plan, realised, recovery)
     release()
@@ -234,15 +237,11 @@ def _refusal(start: float, fitted: Fitted, before: Trial, after: Trial, limit: i
     """Why the trained network is not taken; empty where it is."""
     if fitted.best is None:
         return "it ended before there was an epoch to judge"
-    if not _better(fitted, start):
+    if not _fell(fitted.best, start):
         return f"the loss on the selection inputs did not fall ({start:.4g} before)"
     if limit is not None and after.nbytes > limit >= before.nbytes:
         return f"its file would have {format_size(after.nbytes)}, {after.nbytes - limit} bytes more than asked"
     return ""
-
-
-def _better(fitted: Fitted, start: float) -> bool:
-    return fitted.best is not None and fitted.best < start
 
 
 def _told(trial: Trial) -> dict[str, Any]:

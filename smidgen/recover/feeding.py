@@ -81,9 +81,10 @@ class Feed:
         Args:
             attempt: a step of (inputs, labels, rows beside them), of which nothing is to be left.
         """
-        x, labels, rows = self.batch(Place(0, 0, 0))
-        if x.ndim != 4 or x.shape[1] == 1 or x.device.type != "cpu":
+        shape = self._inputs.shape
+        if len(shape) != 3 or shape[0] == 1 or self._team.device.type != "cpu":
             return
+        x, labels, rows = self.batch(Place(0, 0, 0))
         try:
             attempt(x.contiguous(memory_format=torch.channels_last), labels, *rows)
         except RuntimeError:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from smidgen.recover.averaging import Average
 from smidgen.recover.training import Training
 
 
@@ -18,7 +20,7 @@ class Holding:
     Args:
         model: trained.
         groups: of parameters, each with ``lr_scale`` and ``weight_decay``; some may be outside the model.
-        training: which optimizer.
+        training: which optimizer, and whether weights are averaged.
         hooks: stepped after it.
     """
 
@@ -29,6 +31,7 @@ class Holding:
         self._trained = [each for group in groups for each in group["params"]]
         own = {id(each) for each in model.parameters()}
         self.beyond = [each for each in self._trained if id(each) not in own]
+        self._average = None if training.average is None else Average(model, self._trained, training.average)
         made = [dict(group) for group in groups]
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.AdamW(made, lr=training.lr)
@@ -45,12 +48,18 @@ class Holding:
         return float(norm)
 
     def step(self, share: float) -> None:
-        """Of the optimizer, at a share of its rate, and then of the hooks."""
+        """Of the optimizer, at a share of its rate, then of the hooks and the average."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr * share * group["lr_scale"]
         self.optimizer.step()
         for hook in self._hooks:
             hook.step()
+        if self._average is not None:
+            self._average.step()
+
+    def judged(self) -> AbstractContextManager[None]:
+        """The network has the weights within that are scored and kept: their average, where there is one."""
+        return nullcontext() if self._average is None else self._average.shown()
 
     def weights(self) -> dict[str, Any]:
         """A copy of what makes the network: its tensors, those beyond it, and the hooks' states."""
@@ -74,8 +83,9 @@ class Holding:
             hook.load_state_dict(copy.deepcopy(part))
 
     def state(self) -> dict[str, Any]:
-        """A copy of the weights and the optimizer's state."""
-        return {**self.weights(), "optimizer": copy.deepcopy(self.optimizer.state_dict())}
+        """A copy of the weights, of the optimizer's state and of the average."""
+        average = {} if self._average is None else {"average": self._average.state_dict()}
+        return {**self.weights(), "optimizer": copy.deepcopy(self.optimizer.state_dict()), **average}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """What `state` gave.
@@ -85,3 +95,5 @@ class Holding:
         """
         self.load_weights(state)
         self.optimizer.load_state_dict(copy.deepcopy(dict(state["optimizer"])))
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])

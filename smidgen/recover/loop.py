@@ -237,7 +237,7 @@ class _Run:
         if books.stopped == "time" and (limit is None or books.seconds < limit):
             books.stopped = None
         if books.stopped is None:
-            self._lay_out()
+            self.feed.lay_out(self._attempt)
         self.clock = self.saved = self.told = time.monotonic()
         while books.stopped is None:
             try:
@@ -252,12 +252,14 @@ class _Run:
             self._save()
         return self._finish()
 
-    def _lay_out(self) -> None:
-        """How images lie in memory, by one step of which nothing is left: not in the statistics of norms either."""
+    def _attempt(self, x: Tensor, labels: Tensor | None, *rows: Tensor) -> None:
+        """A step of which nothing is left: not in the statistics of norms either."""
         now = self.holding.weights()
         self.model.train()
-        self.feed.lay_out(lambda x, labels, *rows: self._asked_of(self.asked, x, labels, rows).backward())
-        self.holding.load_weights(now)
+        try:
+            self._asked_of(self.asked, x, labels, rows).backward()
+        finally:
+            self.holding.load_weights(now)
 
     def _asked_of(self, loss: nn.Module, x: Tensor, labels: Tensor | None, rows: Sequence[Tensor]) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
@@ -312,7 +314,7 @@ class _Run:
         if self.held is None:
             return None
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.holding.judged():
             score = float(self.held())
         self.model.train()
         return self.team.mean(score)[0]
@@ -324,7 +326,8 @@ class _Run:
             return
         if not math.isnan(score) and (books.best is None or score < books.best):
             books.best, books.best_epoch, books.stale = score, books.epoch + partial, 0
-            self.best = self.holding.weights()
+            with self.holding.judged():
+                self.best = self.holding.weights()
         else:
             books.stale += 1
 
@@ -341,8 +344,10 @@ class _Run:
     def _finish(self) -> Fitted:
         books = self.books
         self.team.wait()  # for the checkpoint that the first of them writes
-        if self.best is not None:
-            self.holding.load_weights(self.best)
+        if self.best is None:
+            with self.holding.judged():
+                self.best = self.holding.weights()
+        self.holding.load_weights(self.best)
         self.model.eval()
         self.holding.optimizer.zero_grad(set_to_none=True)
         stopped: Any = books.stopped

@@ -40,6 +40,8 @@ class Training:
         time_limit: seconds of training, those before a resumption included; None for any.
         seed: of order, augmentation and dropout.
         augment: changes drawn anew for each training batch; see `smidgen.recover.augment`.
+        average: what a running average of the weights keeps of itself at each step, such as 0.999: it is scored and
+            kept then; None for the weights themselves. See `smidgen.recover.averaging`.
 
     Raises:
         UserError: a value that cannot be meant.
@@ -62,6 +64,7 @@ class Training:
     time_limit: float | None = None
     seed: int = 0
     augment: tuple[str, ...] = ()
+    average: float | None = None
 
     def __post_init__(self) -> None:
         wrong = next((name for name, fits in self._checks().items() if not fits), None)
@@ -85,6 +88,7 @@ class Training:
             "precision": self.precision in get_args(Precision),
             "time_limit": self.time_limit is None or self.time_limit > 0,
             "seed": self.seed >= 0,
+            "average": self.average is None or 0 < self.average < 1,
         }
 
     def plain(self) -> dict[str, Any]:
@@ -151,6 +155,7 @@ _MEANT = {
     "precision": "give float32 or mixed",
     "time_limit": "give seconds above 0, or none",
     "seed": "give 0 or more",
+    "average": "give a share between 0 and 1: 0.999, or none",
 }
 
 

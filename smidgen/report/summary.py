@@ -32,12 +32,26 @@ def verdict(result: dict[str, Any]) -> str:
     budget = result.get("budget") or {}
     if budget.get("met") is False:
         endings.append("the budget was not met" + (f" ({budget['note']})" if budget.get("note") else ""))
+    elif coarse := _coarse(result, budget):
+        endings.append(coarse)
     if (file.get("saturation") or 0.0) > SATURATED:
         endings.append(
             f"this processor's 8-bit products saturate: answers are off by {wording.share(file['saturation'])} of the "
             "largest output, on others they are not"
         )
     return "; ".join([", ".join(part for part in parts if part), *endings])
+
+
+def _coarse(result: dict[str, Any], budget: dict[str, Any]) -> str:
+    """What a loss that was promised rests on, where the inputs are so few that one answer is more; empty elsewhere."""
+    count = ((result.get("data") or {}).get("selection") or {}).get("count")
+    counted = not result["original"].get("metric_name")  # a metric of the user's is no count of answers
+    if budget.get("kind") != "max_drop" or not count or not counted or 100 / count <= budget["value"]:
+        return ""
+    return (
+        f"max_drop {wording.number(budget['value'])} was judged on {count} inputs, of which one is "
+        f"{wording.number(100 / count)} points: more inputs make it a promise"
+    )
 
 
 def _alone(layers: list[dict[str, Any]]) -> list[str]:

@@ -145,9 +145,10 @@ def test_what_does_not_help_is_left_as_it_was(trained):
     assert spoiled.files["onnx"].read_bytes() == plain.files["onnx"].read_bytes()
 
 
-def test_weights_are_removed_little_by_little(trained):
+@pytest.mark.parametrize("average", [None, 0.98])
+def test_weights_are_removed_little_by_little(trained, average):
     given = {"settings": {"magnitude": {"sparsity": 0.95}}, "target": "onnx-sparse", "threads": 1, "seed": 1}
-    training = Training(epochs=10, batch=16, lr=3e-3, schedule="rewind")
+    training = Training(epochs=10, batch=16, lr=3e-3, schedule="rewind", average=average)
     result = compress(trained, many(), **given, train=training, gradual=True)
     told = result.record["training"]
     assert told["gradual"]

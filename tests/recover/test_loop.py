@@ -117,22 +117,23 @@ def run(place: Path | None, kill: int | None = None, **settings: object) -> tupl
     return net, pruner, done
 
 
+@pytest.mark.parametrize("average", [None, 0.9], ids=["last weights", "average"])
 @pytest.mark.parametrize("every", [60.0, 0.0], ids=["each epoch", "each step"])
 @pytest.mark.parametrize("kill", [3, 6 * 3 + 2])
-def test_it_goes_on_to_the_bit_after_a_kill(tmp_path, monkeypatch, kill, every):
+def test_it_goes_on_to_the_bit_after_a_kill(tmp_path, monkeypatch, kill, every, average):
     monkeypatch.setattr(loop, "SAVE_SECONDS", every)
-    whole, masks, done = run(None)
+    whole, masks, done = run(None, average=average)
     place = tmp_path / "run.ckpt"
-    assert run(place, kill)[2] is None
+    assert run(place, kill, average=average)[2] is None
     assert place.exists() == (kill > 6 or every == 0)
-    resumed, again, told = run(place)
+    resumed, again, told = run(place, average=average)
     assert same(whole, resumed)
     assert all(torch.equal(a, b) for a, b in zip(masks.masks, again.masks, strict=True))
     assert done is not None
     assert told is not None
     assert (told.history, told.best, told.steps) == (done.history, done.best, done.steps)
     assert [path.name for path in tmp_path.iterdir()] == ["run.ckpt"], "no half-written file is left"
-    finished, _, told = run(place, kill=0)  # a run that is done takes no step again
+    finished, _, told = run(place, kill=0, average=average)  # a run that is done takes no step again
     assert same(whole, finished)
     assert told is not None
 
@@ -297,11 +298,20 @@ class ViewedGradient(torch.autograd.Function):
         return gradient.view(-1).view(gradient.shape)
 
 
+def plain(net, x):
+    return x.flatten(1)
+
+
+def viewed(net, x):
+    return x.view(len(x), -1)
+
+
+# By name: what comes after the convolution, and how it is made flat.
 FLAT = {
-    "as any": lambda net, x: x.flatten(1),
-    "viewed": lambda net, x: x.view(len(x), -1),
-    "viewed in training": lambda net, x: x.view(len(x), -1) if net.training else x.flatten(1),
-    "viewed backwards": lambda net, x: x.flatten(1),
+    "as any": (nn.Identity(), plain),
+    "viewed": (nn.Identity(), viewed),
+    "viewed in training": (nn.Identity(), lambda net, x: (viewed if net.training else plain)(net, x)),
+    "viewed backwards": (ViewedGradient.apply, plain),
 }
 
 
@@ -311,13 +321,13 @@ def test_images_have_their_channels_last_in_memory_unless_the_code_takes_views(w
     torch.manual_seed(0)
     net = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(64, 2)])
     conv, norm, head = net
-    through = ViewedGradient.apply if way == "viewed backwards" else lambda x: x
+    through, flat = FLAT[way]
     seen, counted = [], []
 
     def loss(x: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         seen.append(x.is_contiguous(memory_format=torch.channels_last))
         counted.append(int(norm.num_batches_tracked))
-        return nn.functional.cross_entropy(head(FLAT[way](net, norm(through(conv(x))))), labels)
+        return nn.functional.cross_entropy(head(flat(net, norm(through(conv(x))))), labels)
 
     done = fit(net, Dataset.from_array(x, np.arange(24) % 2), loss, Training(epochs=2, batch=8))
     assert done.stopped == "done"

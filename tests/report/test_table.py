@@ -189,6 +189,27 @@ def test_the_verdict_hides_nothing_unpleasant(result: dict[str, Any]) -> None:
     assert said.endswith("the budget was not met (nothing smaller holds the drop)")
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "met", "count", "metric", "told"),
+    [
+        ("max_drop", 0.5, True, 24, None, True),
+        ("max_drop", 0.5, True, 199, None, True),
+        ("max_drop", 0.5, True, 200, None, False),  # one answer is just what may be lost
+        ("max_drop", 0.5, False, 24, None, False),  # nothing was promised
+        ("max_drop", 0.5, True, 24, "auc", False),  # no count of answers
+        ("size", 0.5, True, 24, None, False),
+    ],
+)
+def test_a_loss_promised_on_few_inputs_says_so(result: dict[str, Any], kind, value, met, count, metric, told) -> None:
+    result["budget"] = {"kind": kind, "value": value, "met": met, "note": ""}
+    result["data"] = {"selection": {"count": count}}
+    result["original"]["metric_name"] = metric
+    said = verdict(result)
+    assert ("more inputs make it a promise" in said) == told
+    if count == 24 and told:
+        assert "max_drop 0.5 was judged on 24 inputs, of which one is 4.17 points" in said
+
+
 def test_a_gain_is_told_as_one(result: dict[str, Any]) -> None:
     result["files"]["onnx"] |= {"accuracy": 0.993, "loss_points": -0.09, "loss_interval": [-0.2, 0.02]}
     assert "(gained 0.09 points, 95 % interval −0.02 … 0.20)" in verdict(result)
