@@ -34,14 +34,15 @@ TIMES, AIM = (14, 20), 20  # times fewer weights
 # More epochs where they are short: five times those of the original, and one and a half times.
 TRAININGS = {
     "lenet_300_100": Training(epochs=200, batch=128, lr=1e-3, schedule="rewind"),
-    "lenet_5": Training(epochs=24, batch=128, lr=1e-3, schedule="rewind"),
+    "lenet_5": Training(epochs=24, batch=128, lr=1e-3, schedule="rewind", precision="mixed"),
 }
-# How digits are changed, and whether a running average of the weights is what is kept.
-SHIFTS, TURNS = ("shift2",), ("shift2", "turn10", "zoom10")
+# A network of few weights learns fewer changes of a digit: moved by one pixel it does better on held digits than by the
+# two that its original was trained with (LeNet-300-100, 60 epochs: cross-entropy 0.0205 and 0.0228 on 5,000 of them).
 VARIANTS: dict[str, dict[str, Any]] = {
-    "shifted": {"augment": SHIFTS}, "turned": {"augment": TURNS},
-    "averaged": {"augment": SHIFTS, "average": 0.999}, "turned-averaged": {"augment": TURNS, "average": 0.999},
-}  # fmt: skip
+    "shift1": {"augment": ("shift1",), "average": 0.999},
+    "shift1-cosine": {"augment": ("shift1",), "average": 0.999, "schedule": "cosine", "lr": 2e-3},
+    "shift2": {"augment": ("shift2",), "average": 0.999},
+}
 MIX = 0.5  # the original's answers, and the labels
 # Way by name: the method that chooses weights, whether it is trained, and whether little by little.
 WAYS = {"gradual": ("magnitude", True, True), "at once": ("obs", True, False), "untrained": ("obs", False, False)}
@@ -79,15 +80,17 @@ def pruned(
     }  # fmt: skip
 
 
-def held_loss(row: dict[str, Any]) -> float:
-    """The written network's loss on the digits that were held back; of one that was not trained none is known."""
+def held(row: dict[str, Any]) -> tuple[float, float]:
+    """Points that the written network loses on the digits that were held back, and its loss; of one that was not
+    trained none is known."""
     told = row["training"]
-    return float("inf") if told["kept"] is None else told["after" if told["kept"] else "before"]["loss"]
+    best = told["after" if told["kept"] else "before"] or {}
+    return best.get("points", float("inf")), best.get("loss", float("inf"))
 
 
 def claim_of(rows: list[dict[str, Any]]) -> Claim:
     """One line: how much was lost by the run that the held digits choose."""
-    row = min(rows, key=held_loss)
+    row = min(rows, key=held)
     file = row["files"]["onnx-sparse"]
     low, high = file["loss_interval"]
     asked = f"{'aim ' * (round(row['times']) >= AIM)}no loss" if row["way"] == "gradual" else ""

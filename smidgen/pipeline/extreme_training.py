@@ -26,7 +26,7 @@ from smidgen.pipeline.silent import integers_of, same, without_silent
 from smidgen.pipeline.targets import packed_archive
 from smidgen.pipeline.task import Progress, Task
 from smidgen.recover.distance import distance
-from smidgen.recover.entropy import Entropy
+from smidgen.recover.entropy import Entropy, refine
 from smidgen.recover.loop import Fitted, fit
 from smidgen.recover.price import RAMP, Price
 from smidgen.recover.scoring import answers
@@ -40,6 +40,10 @@ LOOK = 2000  # selection inputs that are looked at before that
 STEP_BYTES = 2  # of a tensor's step in an archive
 TIMED, LIMIT_SHARE = 6, 0.9  # steps that tell how many epochs fit a limit of time, and the share of it they may take
 COMPARED = 256  # inputs on which answers are compared
+PROBED = 64  # training inputs that tell whether the first steps are fine enough
+# A factor that steps can move by at least, by Adam's rate times its steps: a short training at a low rate would end
+# with the steps that it began with, and meet its size by zeros alone.
+TRAVEL = 4.0
 
 Forms = Mapping[str, Mapping[Any, Quantized]]
 
@@ -51,7 +55,7 @@ class Settings:
     Args:
         price: λ, nats a byte; with a budget the one that steering begins with.
         labels: share of the labels in the loss; the rest is KL from the original.
-        step_scale: the steps' share of the learning rate.
+        step_scale: times the learning rate that steps have, more where a training is short; 0 keeps the first ones.
         ramp: share of the training in which λ rises, or the bytes fall.
         live: whether the original answers each changed image; else it is asked once, for the image as it was, which
             saves half of the time where the network that is trained has become small.
@@ -104,6 +108,7 @@ class Run:
         self.roles, self.teacher = task.roles, task.prepared.module
         self.prepared, self.module = task.prepared, copy.deepcopy(task.prepared.module)
         self.entropy = self._entropy()
+        refine(self.entropy, self._moved)
         self.training = self._within_time(training)
         self.parts = parts_of(self.training.epochs) if own.cut else [self.training.epochs]
         self.price = self._price()
@@ -116,6 +121,12 @@ class Run:
         sites = self.prepared.sites
         layers = [site.name for site in sites if trained(site)]
         return Entropy(self.module, layers, steps, image_shapes(self.prepared.base, sites))
+
+    def _moved(self) -> float:
+        """How far some answers are from the original's now."""
+        x = torch.from_numpy(np.asarray(self.roles.calibration.array(0, min(PROBED, len(self.roles.calibration)))))
+        x = x.to(self.task.device)
+        return float(distance(outputs_of(self.teacher(x)), outputs_of(self.module(x))))
 
     def _price(self) -> Price:
         beside = 0 if self.aim.size is None else self._beside()
@@ -176,10 +187,14 @@ class Run:
         path = None if self.own.checkpoint is None else Path(f"{self.own.checkpoint}.{number}")
         return fit(
             self.module, self.roles.calibration, self._loss, plan, held=self._held, keep=self._keeps,
-            groups=self.entropy.groups(self.own.step_scale), hooks=[self.price], beside=self.known, checkpoint=path,
+            groups=self.entropy.groups(self._step_scale()), hooks=[self.price], beside=self.known, checkpoint=path,
             identity={"part": number, "aim": vars(self.aim), "labels": self.own.labels, "ramp": self.own.ramp},
             device=self.task.device, progress=self._tell,
         )  # fmt: skip
+
+    def _step_scale(self) -> float:
+        way = self.training.lr * self.price.all_steps
+        return max(self.own.step_scale, math.log(TRAVEL) / way) if self.own.step_scale else 0.0
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         self.progress(f"{stage} ({self.price.nbytes / 1000:.1f} kB now)", done, total)

@@ -12,7 +12,7 @@ from torch import nn
 from smidgen.coding import cost_model, pack_many
 from smidgen.errors import PlanError
 from smidgen.forms import dense
-from smidgen.recover.entropy import PER_OCTAVE, Entropy, Stepped
+from smidgen.recover.entropy import ALONE, PER_OCTAVE, TOGETHER, Entropy, Stepped, refine
 
 
 def network(seed=0):
@@ -150,3 +150,59 @@ def test_pixels_are_counted_as_the_archive_sees_them():
         sizes.append(coded.nbytes())
         assert coded.forms()["1"]["weight"].integers.shape == (20, 256)
     assert sizes[1] < sizes[0]
+
+
+def folded():
+    """A depthwise layer with a large channel and a small one that the answers hang on, between two others."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(), nn.Linear(8 * 16, 3))
+    with torch.no_grad():
+        net[0].weight[0] /= 10
+        net[1].weight[0] *= 10
+        net[1].weight[1:] /= 10
+        net[0].weight[1:] *= 10
+        net[3].weight *= 30  # answers that are sure
+    return net
+
+
+def apart_from(net, plain):
+    x = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = plain(x).log_softmax(1)
+
+    def apart() -> float:
+        found = net(x).detach().log_softmax(1)
+        return float(nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True))
+
+    return apart
+
+
+def test_first_steps_are_finer_where_rounding_spoils_the_answers():
+    net = folded()
+    coded = Entropy(net)
+    apart, before = apart_from(net, folded()), coded.steps()
+    assert apart() > TOGETHER
+    refine(coded, apart)
+    assert apart() <= TOGETHER
+    finer = {name: math.log2(before[name] / step) for name, step in coded.steps().items()}
+    assert all(each == pytest.approx(round(each), abs=1e-4) and each >= -1e-4 for each in finer.values()), "by halves"
+    assert finer["1.weight"] > finer["3.weight"] + 0.5, "most where it is needed"
+    steps = coded.steps()
+    refine(coded, apart)
+    assert coded.steps() == steps
+
+
+@pytest.mark.parametrize("cost", [0.0, TOGETHER])
+def test_first_steps_stay_where_rounding_costs_little(cost):
+    coded, asked = Entropy(network()), []
+    before = coded.steps()
+    refine(coded, lambda: asked.append(cost) or cost)
+    assert (coded.steps(), len(asked)) == (before, 1)
+
+
+def test_steps_end_somewhere_where_nothing_helps():
+    coded = Entropy(network())
+    before = coded.steps()
+    refine(coded, lambda: math.nan)
+    assert all(before[name] / step <= 2**21 for name, step in coded.steps().items())
+    assert ALONE < TOGETHER
