@@ -31,7 +31,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]] | None] = {
     "labels alone, nothing of the original": ({"labels": 1.0}, {}),
     "no shifted images": ({}, {"augment": []}),
     "silent channels stay": ({"cut": False}, {}),
-    "first steps twice as fine": ({"step_scale": 0.5}, {}),
+    "steps that learn at half the rate": ({"step_scale": 0.5}, {}),
     "calibration, then training within its integers": None,
     "calibration alone": None,
 }

@@ -10,7 +10,7 @@ asked for, the same with all weights removed at once before the fine-tuning, and
 A run that was stopped goes on where it was; `python benchmarks/lenets.py` trains the networks that are missing.
 
     python benchmarks/pruning_trained.py
-    python benchmarks/pruning_trained.py --networks lenet_300_100 --times 20 --ways gradual --trainings shifted
+    python benchmarks/pruning_trained.py --networks lenet_300_100 --times 20 --ways gradual --trainings shift1
 """
 
 from __future__ import annotations
@@ -65,7 +65,6 @@ def pruned(
         train=Training.from_plain(values) if trains else None, gradual=gradual, mix=MIX if trains else 1.0,
         checkpoint=checkpoint,
     )  # fmt: skip
-    checkpoint.unlink(missing_ok=True)
     record, told = result.record, result.record.get("training", {})
     keys = ("nbytes", "accuracy", "loss_points", "loss_interval", "agreement", "kl")
     return {
@@ -76,7 +75,7 @@ def pruned(
         "files": {t: {key: record["files"][t][key] for key in keys} for t in ("onnx-sparse", "archive")},
         "layers": {layer["name"]: layer["sparsity"] for layer in record["layers"]},
         "training": {key: told.get(key) for key in ("settings", "kept", "why", "before", "after", "best_epoch")},
-        "seconds": told.get("seconds", 0.0),
+        "seconds": told.get("seconds", 0.0), "checkpoint": checkpoint.name,
     }  # fmt: skip
 
 
@@ -125,6 +124,8 @@ def main() -> None:
         if key not in runs:
             started = time.perf_counter()
             runs[key] = pruned(name, times, way, variant, args.epochs, args.threads, args.seed)
+            save(NAME, TITLE, claims, threads=args.threads, seed=args.seed, runs=runs)
+            (RESULTS / NAME / runs[key]["checkpoint"]).unlink(missing_ok=True)
             print(f"{key}: {time.perf_counter() - started:.0f} s in all", flush=True)
         alike = {"network": name, "asked": times, "way": way, "epochs": runs[key]["epochs"], "seed": args.seed}
         same = [row for row in runs.values() if all(row[each] == value for each, value in alike.items())]

@@ -41,9 +41,9 @@ STEP_BYTES = 2  # of a tensor's step in an archive
 TIMED, LIMIT_SHARE = 6, 0.9  # steps that tell how many epochs fit a limit of time, and the share of it they may take
 COMPARED = 256  # inputs on which answers are compared
 PROBED = 64  # training inputs that tell whether the first steps are fine enough
-# A factor that steps can move by at least, by Adam's rate times its steps: a short training at a low rate would end
-# with the steps that it began with, and meet its size by zeros alone.
-TRAVEL = 4.0
+# A factor that steps can move by at least, by Adam's rates in all: a short training at a low rate would end with the
+# steps that it began with, and meet its size by zeros alone.
+TRAVEL = 2.0
 
 Forms = Mapping[str, Mapping[Any, Quantized]]
 
@@ -55,7 +55,8 @@ class Settings:
     Args:
         price: λ, nats a byte; with a budget the one that steering begins with.
         labels: share of the labels in the loss; the rest is KL from the original.
-        step_scale: times the learning rate that steps have, more where a training is short; 0 keeps the first ones.
+        step_scale: times the learning rate that steps have; None: 1, or more where the training is so short that Adam
+            could hardly move them.
         ramp: share of the training in which λ rises, or the bytes fall.
         live: whether the original answers each changed image; else it is asked once, for the image as it was, which
             saves half of the time where the network that is trained has become small.
@@ -68,14 +69,14 @@ class Settings:
 
     price: float | None = None
     labels: float = 0.5
-    step_scale: float = 1.0
+    step_scale: float | None = None
     ramp: float = RAMP
     live: bool = True
     cut: bool = True
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
-        shares = 0 <= self.labels <= 1 and 0 < self.ramp <= 1 and self.step_scale >= 0
+        shares = 0 <= self.labels <= 1 and 0 < self.ramp <= 1 and (self.step_scale is None or self.step_scale >= 0)
         if not shares or (self.price is not None and not 0 <= self.price < math.inf):
             raise PlanError(f"extreme: labels and ramp are shares, price and step_scale not negative: not {self}")
 
@@ -108,7 +109,7 @@ class Run:
         self.roles, self.teacher = task.roles, task.prepared.module
         self.prepared, self.module = task.prepared, copy.deepcopy(task.prepared.module)
         self.entropy = self._entropy()
-        refine(self.entropy, self._moved)
+        self.refining = self._refined()
         self.training = self._within_time(training)
         self.parts = parts_of(self.training.epochs) if own.cut else [self.training.epochs]
         self.price = self._price()
@@ -122,11 +123,22 @@ class Run:
         layers = [site.name for site in sites if trained(site)]
         return Entropy(self.module, layers, steps, image_shapes(self.prepared.base, sites))
 
-    def _moved(self) -> float:
-        """How far some answers are from the original's now."""
+    def _refined(self) -> float:
+        """Make first steps finer where they cost too much; the seconds that it took."""
+        started, asked = time.monotonic(), 0
         x = torch.from_numpy(np.asarray(self.roles.calibration.array(0, min(PROBED, len(self.roles.calibration)))))
         x = x.to(self.task.device)
-        return float(distance(outputs_of(self.teacher(x)), outputs_of(self.module(x))))
+        with torch.no_grad():
+            aim = outputs_of(self.teacher(x))
+
+        def apart() -> float:
+            nonlocal asked
+            asked += 1
+            self.progress("first steps", asked, 0)
+            return float(distance(aim, outputs_of(self.module(x))))
+
+        refine(self.entropy, apart)
+        return time.monotonic() - started
 
     def _price(self) -> Price:
         beside = 0 if self.aim.size is None else self._beside()
@@ -161,7 +173,8 @@ class Run:
             (apart + 0.0 * self.entropy.rate()).backward()
         each = (time.monotonic() - started) / (TIMED - 1) * (len(data) // training.batch)
         self.module.zero_grad(set_to_none=True)
-        fitting = int(LIMIT_SHARE * training.time_limit / max(each, 1e-9))
+        left = max(0.0, training.time_limit - self.refining)
+        fitting = int(LIMIT_SHARE * left / max(each, 1e-9))
         return replace(training, epochs=min(training.epochs, max(1, fitting)))
 
     def train(self) -> list[Fitted]:
@@ -170,7 +183,7 @@ class Run:
         for number, epochs in enumerate(self.parts):
             if number:
                 self._cut()
-            done.append(self._part(number, epochs, sum((each.seconds for each in done), 0.0)))
+            done.append(self._part(number, epochs, sum((each.seconds for each in done), self.refining)))
             if done[-1].stopped in ("time", "nan"):
                 break
         if self.own.cut:
@@ -179,11 +192,8 @@ class Run:
         return done
 
     def _part(self, number: int, epochs: int, spent: float) -> Fitted:
-        limit, last = self.training.time_limit, number + 1 == len(self.parts)
-        plan = replace(
-            self.training, epochs=epochs, schedule=self.training.schedule if last else "constant",
-            time_limit=None if limit is None else max(1.0, limit - spent), seed=self.training.seed + number,
-        )  # fmt: skip
+        limit = self.training.time_limit
+        plan = replace(self._plan(number, epochs), time_limit=None if limit is None else max(1.0, limit - spent))
         path = None if self.own.checkpoint is None else Path(f"{self.own.checkpoint}.{number}")
         return fit(
             self.module, self.roles.calibration, self._loss, plan, held=self._held, keep=self._keeps,
@@ -192,9 +202,16 @@ class Run:
             device=self.task.device, progress=self._tell,
         )  # fmt: skip
 
+    def _plan(self, number: int, epochs: int) -> Training:
+        """The training of a part: the rate falls in the last."""
+        schedule = self.training.schedule if number + 1 == len(self.parts) else "constant"
+        return replace(self.training, epochs=epochs, schedule=schedule, seed=self.training.seed + number)
+
     def _step_scale(self) -> float:
-        way = self.training.lr * self.price.all_steps
-        return max(self.own.step_scale, math.log(TRAVEL) / way) if self.own.step_scale else 0.0
+        if self.own.step_scale is not None:
+            return self.own.step_scale
+        each = len(self.roles.calibration) // self.training.batch
+        return step_scale_of([self._plan(number, epochs) for number, epochs in enumerate(self.parts)], each)
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         self.progress(f"{stage} ({self.price.nbytes / 1000:.1f} kB now)", done, total)
@@ -275,6 +292,24 @@ class Run:
 def trained(site: Site) -> bool:
     """Whether a layer becomes integers."""
     return site.refusal is None and site.geometry.kind != "conv_transpose"
+
+
+def step_scale_of(parts: Sequence[Training], each: int) -> float:
+    """How many times the rate of weights steps have: 1, or more where Adam could hardly move them.
+
+    Args:
+        parts: of the training.
+        each: optimizer's steps in an epoch.
+
+    >>> step_scale_of([Training(epochs=60, lr=1e-3)], 400), round(step_scale_of([Training(epochs=12, lr=3e-4)], 50), 1)
+    (1.0, 7.7)
+    """
+    if any(part.optimizer != "adamw" for part in parts):
+        return 1.0
+    counts = [part.epochs * each for part in parts]
+    way = sum(part.lr * part.rate(step, count) for part, count in zip(parts, counts, strict=True)
+              for step in range(count))  # fmt: skip
+    return max(1.0, math.log(TRAVEL) / max(way, 1e-9))
 
 
 def parts_of(epochs: int) -> list[int]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
@@ -40,17 +39,26 @@ class Average:
     """
 
     def __init__(self, model: nn.Module, trained: Sequence[Tensor], decay: float) -> None:
-        norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
-        statistics = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
-        self._live = [each.detach() for each in (*trained, *statistics) if each is not None]
-        self._mean = [each.clone() for each in self._live]
+        self._trained = list(trained)
+        self._norms = [each for each in model.modules() if isinstance(getattr(each, "running_mean", None), Tensor)]
+        self._mean = [each.clone() for each in self._live()]
         self._decay, self._steps = decay, 0
+
+    def _live(self) -> list[Tensor]:
+        """Weights, then statistics, as the network has them now: moving it may give each other memory."""
+        statistics = [each for norm in self._norms for each in (norm.running_mean, norm.running_var)]
+        return [each.detach() for each in (*self._trained, *statistics)]  # type: ignore[union-attr]
+
+    @property
+    def statistics(self) -> list[Tensor]:
+        """Those of norms, averaged: what processes that share each step do not have alike."""
+        return self._mean[len(self._trained) :]
 
     def step(self) -> None:
         """Take in the weights as they are now."""
         self._steps += 1
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        get_ema_multi_avg_fn(decay)(self._mean, self._live, self._steps)
+        get_ema_multi_avg_fn(decay)(self._mean, self._live(), self._steps)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -58,13 +66,13 @@ class Average:
 
         What is zero now is zero then too: a weight that was pruned along the way is gone, whatever it was before.
         """
-        own = [each.clone() for each in self._live]
-        for live, mean in zip(self._live, self._mean, strict=True):
+        own = [each.clone() for each in self._live()]
+        for live, mean in zip(self._live(), self._mean, strict=True):
             live.copy_(torch.where(live == 0, live, mean))
         try:
             yield
         finally:
-            for live, value in zip(self._live, own, strict=True):
+            for live, value in zip(self._live(), own, strict=True):
                 live.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:

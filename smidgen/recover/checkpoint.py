@@ -120,14 +120,15 @@ def _check(path: Path, found: Any, made: Fingerprint) -> None:
     for part, told in (("network", "another network"), ("data", "other data")):
         if found.get(part) != getattr(made, part):
             raise DataError(f"checkpoint: '{path}' is of {told}; {_MEND}")
-    if found.get("settings") == made.plain()["settings"]:
-        return
     try:
         before = dict(json.loads(found.get("settings", "")))
     except (TypeError, ValueError) as error:
         raise LoadError(f"checkpoint: '{path}' is damaged; remove it to start over") from error
     now = json.loads(made.plain()["settings"])
-    name = next((n for n in sorted({*before, *now}) if before.get(n) != now.get(n)), "settings")
+    # A setting that the file does not know is a newer one, whose None is what was done before.
+    name = next((n for n in sorted({*before, *now}) if before.get(n) != now.get(n)), None)
+    if name is None:
+        return
     raise DataError(
         f"checkpoint: '{path}' was made with {name}={before.get(name)!r} and now it is {now.get(name)!r}; {_MEND}"
     )

@@ -38,7 +38,7 @@ FIRST_STEP = 0.5
 # soon answers as before; MobileNetV2 began with 4.9 for two classes and never left chance. Eight small tensors of
 # depthwise layers and of biases, where folded norms left large and small channels together, cost 0.05 and more each.
 TOGETHER, ALONE = 0.25, 0.02
-FINEST = 2.0**-10  # of the first step
+MOST_HALVINGS = 10
 # Scales an octave of the steps written: the finest grid there is, so that writing moves nothing.
 PER_OCTAVE = 1024
 Kind = Literal["weight", "bias"]
@@ -83,8 +83,11 @@ class Stepped(nn.Module):
         first = FIRST_STEP * spread if step is None else step
         self.log_step = nn.Parameter(torch.tensor(math.log(first) if first > 0 else 0.0))
         self.register_buffer("prices", torch.zeros_like(tensor))
+        self.rounds = True  # False while others are looked at
 
     def forward(self, weight: Tensor) -> Tensor:
+        if not self.rounds:
+            return weight
         return _Straight.apply(weight, self.log_step)  # type: ignore[no-any-return]
 
     def scaled(self, weight: Tensor) -> Tensor:
@@ -249,34 +252,32 @@ def refine(entropy: Entropy, apart: Callable[[], float]) -> None:
     0.01
     """
     with torch.no_grad():
-        if not _far(apart, TOGETHER):
+        before = apart()
+        if before <= TOGETHER:
             return
-        steps = [each.how.log_step for each in entropy.tensors]
-        first = [step.clone() for step in steps]
-        for step in steps:
-            step += math.log(FINEST)
-        found = []
-        for step, value in zip(steps, first, strict=True):
-            step.copy_(value)
-            _halve([step], apart, ALONE)
-            found.append(step.clone())
-            step.copy_(value + math.log(FINEST))
-        for step, value in zip(steps, found, strict=True):
-            step.copy_(value)
-        _halve(steps, apart, TOGETHER)
+        parts = [each.how for each in entropy.tensors]
+        first = [each.log_step.clone() for each in parts]
+        for each in parts:
+            each.rounds = False
+        for each in parts:
+            each.rounds = True
+            _halve([each], apart, ALONE)
+            each.rounds = False
+        for each in parts:
+            each.rounds = True
+        _halve(parts, apart, TOGETHER)
+        after = apart()
+        if not after <= TOGETHER and not after < before:  # nothing helped
+            for each, step in zip(parts, first, strict=True):
+                each.log_step.copy_(step)
 
 
-def _halve(steps: list[nn.Parameter], apart: Callable[[], float], most: float) -> None:
-    halved = 1.0
-    while halved > FINEST and _far(apart, most):
-        halved /= 2
-        for step in steps:
-            step -= math.log(2)
-
-
-def _far(apart: Callable[[], float], most: float) -> bool:
-    found = apart()
-    return not found <= most  # nan is far
+def _halve(parts: list[Stepped], apart: Callable[[], float], most: float) -> None:
+    for _ in range(MOST_HALVINGS):
+        if apart() <= most:
+            return
+        for each in parts:
+            each.log_step.sub_(math.log(2))
 
 
 def _layers(model: nn.Module) -> list[str]:

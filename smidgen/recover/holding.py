@@ -61,6 +61,11 @@ class Holding:
         """The network has the weights within that are scored and kept: their average, where there is one."""
         return nullcontext() if self._average is None else self._average.shown()
 
+    @property
+    def statistics(self) -> list[torch.Tensor]:
+        """What `judged` shows of norms; empty where nothing is averaged."""
+        return [] if self._average is None else self._average.statistics
+
     def weights(self) -> dict[str, Any]:
         """A copy of what makes the network: its tensors, those beyond it, and the hooks' states."""
         return {

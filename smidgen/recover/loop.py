@@ -61,7 +61,7 @@ class Fitted:
         epochs: finished.
         steps: taken, those of epochs that were taken back left out.
         best: lowest held-out score; None without one.
-        best_epoch: from 1, whose weights the network has now; None where it has the last ones.
+        best_epoch: from 1, whose weights the network has now; None where it has the last ones, or their average.
         seconds: of training, those before a resumption included.
         stopped: why it ended: all epochs done, no better score for long, out of time, or a loss that kept exploding.
         history: of each epoch: epoch, loss, held, lr.
@@ -314,6 +314,8 @@ class _Run:
         if self.held is None:
             return None
         self.model.eval()
+        # Each process gathers statistics of its own, and the checkpoint holds those of the first.
+        self.team.agree(self.holding.statistics)
         with torch.no_grad(), self.holding.judged():
             score = float(self.held())
         self.model.train()
@@ -344,10 +346,11 @@ class _Run:
     def _finish(self) -> Fitted:
         books = self.books
         self.team.wait()  # for the checkpoint that the first of them writes
-        if self.best is None:
+        if self.best is None and self.training.average is not None:
             with self.holding.judged():
                 self.best = self.holding.weights()
-        self.holding.load_weights(self.best)
+        if self.best is not None:
+            self.holding.load_weights(self.best)
         self.model.eval()
         self.holding.optimizer.zero_grad(set_to_none=True)
         stopped: Any = books.stopped

@@ -34,6 +34,10 @@ class Processes(Protocol):
         """Of each value over the processes."""
         ...
 
+    def agree(self, tensors: Sequence[Tensor]) -> None:
+        """All take those of the first process."""
+        ...
+
     def wait(self) -> None:
         """Until every process is here."""
         ...
@@ -59,6 +63,9 @@ class Alone:
     def mean(self, *values: float) -> list[float]:
         """As they are."""
         return list(values)
+
+    def agree(self, tensors: Sequence[Tensor]) -> None:
+        """They do."""
 
     def wait(self) -> None:
         """For no one."""
@@ -93,6 +100,11 @@ class Together:
         """Of each value over the processes."""
         told = torch.tensor(values, dtype=torch.float64, device=self.device)
         return self._accelerator.reduce(told, reduction="mean").tolist()
+
+    def agree(self, tensors: Sequence[Tensor]) -> None:
+        """All take those of the first process."""
+        for each in tensors:
+            torch.distributed.broadcast(each, 0)
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -32,7 +32,7 @@ def verdict(result: dict[str, Any]) -> str:
     budget = result.get("budget") or {}
     if budget.get("met") is False:
         endings.append("the budget was not met" + (f" ({budget['note']})" if budget.get("note") else ""))
-    elif coarse := _coarse(result, budget):
+    elif coarse := _coarse(result, file, budget):
         endings.append(coarse)
     if (file.get("saturation") or 0.0) > SATURATED:
         endings.append(
@@ -42,15 +42,15 @@ def verdict(result: dict[str, Any]) -> str:
     return "; ".join([", ".join(part for part in parts if part), *endings])
 
 
-def _coarse(result: dict[str, Any], budget: dict[str, Any]) -> str:
+def _coarse(result: dict[str, Any], file: dict[str, Any], budget: dict[str, Any]) -> str:
     """What a loss that was promised rests on, where the inputs are so few that one answer is more; empty elsewhere."""
     count = ((result.get("data") or {}).get("selection") or {}).get("count")
-    counted = not result["original"].get("metric_name")  # a metric of the user's is no count of answers
+    counted = loss_name(file) in ("accuracy", "agreement")  # of answers, one of which is a whole
     if budget.get("kind") != "max_drop" or not count or not counted or 100 / count <= budget["value"]:
         return ""
     return (
         f"max_drop {wording.number(budget['value'])} was judged on {count} inputs, of which one is "
-        f"{wording.number(100 / count)} points: more inputs make it a promise"
+        f"{wording.number(100 / count)} points: give more to be surer"
     )
 
 

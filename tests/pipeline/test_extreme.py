@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from smidgen.pipeline import apply, compress
 from smidgen.runtimes.onnxruntime import open_onnx
 from tests.pipeline.pictures import pictures
 
-QUICK = {"training": {"epochs": 14, "batch": 16, "lr": 5e-3}}
+QUICK = {"training": {"epochs": 15, "batch": 16, "lr": 5e-3}}
 SIZE = 800
 
 
@@ -74,6 +76,21 @@ def test_silent_channels_are_gone(small, trained):
 def test_the_same_seed_gives_the_same_file(small, trained):
     again = made(trained)
     assert again.files["archive"].read_bytes() == small.files["archive"].read_bytes()
+
+
+def test_channels_of_very_different_scales_are_learned_too(trained):
+    """As folded norms leave them: the first steps, by a tensor's spread, would round most of it to nothing."""
+    plain, uneven = copy.deepcopy(trained).eval(), copy.deepcopy(trained).eval()
+    with torch.no_grad():
+        uneven.hidden.weight[0] *= 1000
+        uneven.hidden.bias[0] *= 1000
+        uneven.head.weight[:, 0] /= 1000
+    x = torch.from_numpy(pictures(20, seed=3)[0])
+    torch.testing.assert_close(uneven(x), plain(x), atol=1e-3, rtol=1e-3)
+    longer = {"training": {**QUICK["training"], "epochs": 25}}
+    archive = made(uneven, settings=longer, budget=smidgen.Budget(size=2 * SIZE)).record["files"]["archive"]
+    assert archive["nbytes"] <= 2 * SIZE
+    assert archive["accuracy"] >= 0.9
 
 
 def test_a_run_goes_on_from_its_checkpoint(small, trained, tmp_path):

@@ -18,9 +18,11 @@ def parts(net: nn.Module) -> list[torch.Tensor]:
     return [each.detach().clone() for name, each in net.state_dict().items() if "tracked" not in name]
 
 
-def test_weights_and_statistics_are_averaged_by_the_formula():
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.InstanceNorm1d(1, affine=True, track_running_stats=True)])
+def test_weights_and_statistics_are_averaged_by_the_formula(norm):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    shape = (-1, 1, 4) if isinstance(norm, nn.InstanceNorm1d) else (-1, 4)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, shape[1:]) if len(shape) > 2 else nn.Identity(), norm)
     average, mean = Average(net, list(net.parameters()), decay=0.3), parts(net)
     for step in range(1, 8):
         with torch.no_grad():

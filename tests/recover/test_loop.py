@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -222,6 +223,18 @@ def test_a_checkpoint_of_another_run_is_refused_and_stays(tmp_path):
     with pytest.raises(DataError, match="hooks="):
         fit(net, points(), cross_entropy(net), settings, checkpoint=place)
     assert place.read_bytes() == written
+
+
+def test_a_checkpoint_from_before_a_setting_was_known_goes_on(tmp_path):
+    place, _ = tmp_path / "run.ckpt", run(tmp_path / "whole.ckpt")
+    assert run(place, kill=20)[2] is None
+    found = torch.load(place, weights_only=True)
+    known = {name: value for name, value in json.loads(found["made"]["settings"]).items() if name != "average"}
+    torch.save({**found, "made": {**found["made"], "settings": json.dumps(known)}}, place)
+    assert same(run(place)[0], run(tmp_path / "whole.ckpt")[0])
+    run(tmp_path / "other.ckpt", average=0.9)
+    with pytest.raises(DataError, match=r"average=0\.9 and now it is None"):
+        run(tmp_path / "other.ckpt")
 
 
 def test_a_checkpoint_of_another_version_is_refused_and_stays(tmp_path):

@@ -190,22 +190,24 @@ def test_the_verdict_hides_nothing_unpleasant(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "met", "count", "metric", "told"),
+    ("kind", "met", "count", "counts", "told"),
     [
-        ("max_drop", 0.5, True, 24, None, True),
-        ("max_drop", 0.5, True, 199, None, True),
-        ("max_drop", 0.5, True, 200, None, False),  # one answer is just what may be lost
-        ("max_drop", 0.5, False, 24, None, False),  # nothing was promised
-        ("max_drop", 0.5, True, 24, "auc", False),  # no count of answers
-        ("size", 0.5, True, 24, None, False),
+        ("max_drop", True, 24, {}, True),
+        ("max_drop", True, 24, {"accuracy": None}, True),  # agreement
+        ("max_drop", True, 199, {}, True),
+        ("max_drop", True, 200, {}, False),  # one answer is just what may be lost
+        ("max_drop", False, 24, {}, False),  # nothing was promised
+        ("max_drop", True, 24, {"metric": 0.9, "metric_name": "auc"}, False),  # no count of answers
+        ("max_drop", True, 24, {"accuracy": None, "agreement": None}, False),  # no classifier
+        ("size", True, 24, {}, False),
     ],
 )
-def test_a_loss_promised_on_few_inputs_says_so(result: dict[str, Any], kind, value, met, count, metric, told) -> None:
-    result["budget"] = {"kind": kind, "value": value, "met": met, "note": ""}
+def test_a_loss_promised_on_few_inputs_says_so(result: dict[str, Any], kind, met, count, counts, told) -> None:
+    result["budget"] = {"kind": kind, "value": 0.5, "met": met, "note": ""}
     result["data"] = {"selection": {"count": count}}
-    result["original"]["metric_name"] = metric
+    result["files"]["onnx"] |= counts
     said = verdict(result)
-    assert ("more inputs make it a promise" in said) == told
+    assert ("give more to be surer" in said) == told
     if count == 24 and told:
         assert "max_drop 0.5 was judged on 24 inputs, of which one is 4.17 points" in said
 
