@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shift1": {"augment": ("shift1",), "average": 0.999},
     "shift1-cosine": {"augment": ("shift1",), "average": 0.999, "schedule": "cosine", "lr": 2e-3},
     "shift2": {"augment": ("shift2",), "average": 0.999},
+    "turned": {"augment": ("turn10", "zoom10"), "average": 0.999},
 }
 MIX = 0.5  # the original's answers, and the labels
 # Way by name: the method that chooses weights, whether it is trained, and whether little by little.
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--times", nargs="+", type=float, default=list(TIMES), help="fewer weights")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["gradual"])
-    parser.add_argument("--trainings", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--trainings", nargs="+", choices=VARIANTS, default=["shift1"])
     parser.add_argument("--epochs", type=int, help="of training, instead of those of each network")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
