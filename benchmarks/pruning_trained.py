@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,16 +51,13 @@ WAYS = {"gradual": ("magnitude", True, True), "at once": ("obs", True, False), "
 
 
 def pruned(
-    name: str, times: float, way: str, variant: str, epochs: int | None, threads: int, seed: int
+    name: str, times: float, way: str, variant: str, epochs: int | None, threads: int, seed: int, checkpoint: Path
 ) -> dict[str, Any]:
     """One network with so many times fewer weights: written, and scored on the test digits."""
     method, trains, gradual = WAYS[way]
     training = TRAININGS[name]
     epochs = epochs or training.epochs
     values = {**training.plain(), "epochs": epochs, "seed": seed, **VARIANTS[variant]}
-    folder = RESULTS / NAME
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / f"{name}-{times:g}-{way.replace(' ', '-')}-{variant}-{epochs}-{seed}.checkpoint"
     result = smidgen.compress(
         network(name, threads=threads), digits(MNIST_TRAIN), test=digits(MNIST_TEST), target="onnx-sparse",
         settings={method: {"sparsity": 1 - 1 / times}}, threads=threads, seed=seed,
@@ -76,7 +74,7 @@ def pruned(
         "files": {t: {key: record["files"][t][key] for key in keys} for t in ("onnx-sparse", "archive")},
         "layers": {layer["name"]: layer["sparsity"] for layer in record["layers"]},
         "training": {key: told.get(key) for key in ("settings", "kept", "why", "before", "after", "best_epoch")},
-        "seconds": told.get("seconds", 0.0), "checkpoint": checkpoint.name,
+        "seconds": told.get("seconds", 0.0),
     }  # fmt: skip
 
 
@@ -123,16 +121,16 @@ def main() -> None:
         if not WAYS[way][1] and variant != args.trainings[0]:
             continue  # nothing is trained
         key = f"{name} {times:g} {way} {variant} {args.epochs or 'as usual'} {args.seed}"
+        checkpoint = RESULTS / NAME / f"{key.replace(' ', '-')}.checkpoint"
         if key not in runs:
             started = time.perf_counter()
-            runs[key] = pruned(name, times, way, variant, args.epochs, args.threads, args.seed)
-            save(NAME, TITLE, claims, threads=args.threads, seed=args.seed, runs=runs)
-            (RESULTS / NAME / runs[key]["checkpoint"]).unlink(missing_ok=True)
+            runs[key] = pruned(name, times, way, variant, args.epochs, args.threads, args.seed, checkpoint)
             print(f"{key}: {time.perf_counter() - started:.0f} s in all", flush=True)
         alike = {"network": name, "asked": times, "way": way, "epochs": runs[key]["epochs"], "seed": args.seed}
         same = [row for row in runs.values() if all(row[each] == value for each, value in alike.items())]
         claims = joined({"claims": [vars(each) for each in claims]}, [claim_of(same)])
         save(NAME, TITLE, claims, threads=args.threads, seed=args.seed, runs=runs)
+        checkpoint.unlink(missing_ok=True)
     show(TITLE, claims)
 
 

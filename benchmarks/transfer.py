@@ -64,20 +64,17 @@ def two_classes(train: Dataset, test: Dataset, threads: int, seed: int) -> tuple
 def smaller(way: str, file: Path, times: int, train: Dataset, test: Dataset, threads: int, seed: int) -> dict[str, Any]:
     """One archive and what it scores."""
     size, checkpoint = file.stat().st_size // times, HOME / f"{way}.{times}.{PRECISION}.{seed}.checkpoint"
-    settings: dict[str, Any] = {
-        "training": {"epochs": EXTREME_EPOCHS, "batch": BATCH, "lr": EXTREME_RATE, "augment": list(AUGMENT),
-                     "precision": PRECISION},
-        "extreme": {"checkpoint": str(checkpoint)},
-    }  # fmt: skip
+    alike: dict[str, Any] = {"batch": BATCH, "augment": AUGMENT, "precision": PRECISION}
     given: dict[str, Any] = {
         "calibrated": {"target": "archive"},
         "trained": {
-            "target": "archive",
-            "train": replace(TRAINING, epochs=TRAINED_EPOCHS, batch=BATCH, augment=AUGMENT, precision=PRECISION),
-            "checkpoint": checkpoint,
+            "target": "archive", "train": replace(TRAINING, epochs=TRAINED_EPOCHS, **alike), "checkpoint": checkpoint,
         },
-        "extreme": {"recipe": "extreme", "settings": settings},
-    }[way]
+        "extreme": {"recipe": "extreme", "settings": {
+            "training": {"epochs": EXTREME_EPOCHS, "lr": EXTREME_RATE, **alike},
+            "extreme": {"checkpoint": str(checkpoint)},
+        }},
+    }[way]  # fmt: skip
     started = time.perf_counter()
     result = smidgen.compress(
         str(file), train, test=test, budget=smidgen.Budget(size=size), threads=threads, seed=seed,

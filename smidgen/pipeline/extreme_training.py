@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from smidgen.calibrate.answers import outputs_of
+from smidgen.data import Dataset
 from smidgen.errors import PlanError
 from smidgen.export.archive import describe_archive
 from smidgen.export.archive_views import image_shapes
@@ -112,6 +114,7 @@ class Run:
         self.refining = self._refined()
         self.training = self._within_time(training)
         self.parts = parts_of(self.training.epochs) if own.cut else [self.training.epochs]
+        self.step_scale = self._step_scale()
         self.price = self._price()
         self.known = [] if own.live else answers(self.teacher, self.roles.calibration)
         self.aims = answers(self.teacher, self.roles.selection)
@@ -125,20 +128,21 @@ class Run:
 
     def _refined(self) -> float:
         """Make first steps finer where they cost too much; the seconds that it took."""
-        started, asked = time.monotonic(), 0
-        x = torch.from_numpy(np.asarray(self.roles.calibration.array(0, min(PROBED, len(self.roles.calibration)))))
-        x = x.to(self.task.device)
+        started, number = time.monotonic(), itertools.count(1)
+        x = self._first(self.roles.calibration, PROBED)
         with torch.no_grad():
             aim = outputs_of(self.teacher(x))
 
         def apart() -> float:
-            nonlocal asked
-            asked += 1
-            self.progress("first steps", asked, 0)
+            self.progress("first steps", next(number), 0)
             return float(distance(aim, outputs_of(self.module(x))))
 
         refine(self.entropy, apart)
         return time.monotonic() - started
+
+    def _first(self, inputs: Dataset, count: int) -> Tensor:
+        """The first inputs, at most so many, where they are computed with."""
+        return torch.from_numpy(np.asarray(inputs.array(0, min(count, len(inputs))))).to(self.task.device)
 
     def _price(self) -> Price:
         beside = 0 if self.aim.size is None else self._beside()
@@ -167,7 +171,7 @@ class Run:
         data, started = self.roles.calibration, time.monotonic()
         self.entropy.refresh()
         for number in range(TIMED):
-            x = torch.from_numpy(np.asarray(data.array(0, training.batch))).to(self.task.device)
+            x = self._first(data, training.batch)
             started = time.monotonic() if number == 1 else started  # the first one is slower
             apart = distance(outputs_of(self.teacher(x)), outputs_of(self.module(x)))
             (apart + 0.0 * self.entropy.rate()).backward()
@@ -197,7 +201,7 @@ class Run:
         path = None if self.own.checkpoint is None else Path(f"{self.own.checkpoint}.{number}")
         return fit(
             self.module, self.roles.calibration, self._loss, plan, held=self._held, keep=self._keeps,
-            groups=self.entropy.groups(self._step_scale()), hooks=[self.price], beside=self.known, checkpoint=path,
+            groups=self.entropy.groups(self.step_scale), hooks=[self.price], beside=self.known, checkpoint=path,
             identity={"part": number, "aim": vars(self.aim), "labels": self.own.labels, "ramp": self.own.ramp},
             device=self.task.device, progress=self._tell,
         )  # fmt: skip
@@ -273,8 +277,7 @@ class Run:
     @property
     def some(self) -> Tensor:
         """Selection inputs on which answers are compared."""
-        found = np.asarray(self.roles.selection.array(0, min(COMPARED, len(self.roles.selection))))
-        return torch.from_numpy(found).to(self.task.device)
+        return self._first(self.roles.selection, COMPARED)
 
     def _cut_if_same(self) -> None:
         """The same at the end, unless it changes an answer: a silent channel need not be one of zeros everywhere."""

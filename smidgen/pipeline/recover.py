@@ -162,14 +162,11 @@ def trained(
         limit = work.limit(budget)
         recovery = replace(recovery, learned_steps=limit is None)
         outcome, first = recovered(work, find(1.0, budget), budget, recovery)
+        after = first["after"]
         # Where the loss fell, and the file is all that grew, a smaller one may do.
-        if (
-            limit is None
-            or first["after"]["nbytes"] <= limit
-            or not _fell(first["after"]["loss"], first["before"]["loss"])
-        ):
+        if limit is None or after["nbytes"] <= limit or not _fell(after["loss"], first["before"]["loss"]):
             return outcome, first
-        tight = Budget(size=max(1, int(ROOM * limit * limit / first["after"]["nbytes"])))
+        tight = Budget(size=max(1, int(ROOM * limit * limit / after["nbytes"])))
         again = recovered(work, find(1.0, tight), budget, recovery.again("smaller", first["seconds"]))
         return _better_of((outcome, first), again, limit)
     outcome, first = recovered(work, find(LOOSER, budget), budget, recovery)

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
-    """mean ← d · mean + (1 − d) · weights after each step, d = min(decay, (1 + steps) / (10 + steps)).
+    """A hook: mean ← d · mean + (1 − d) · weights after each step, d = min(decay, (1 + steps) / (10 + steps)).
 
     Early on d is small, so that the weights it began with are soon forgotten.
 
@@ -40,14 +40,14 @@ class Average:
 
     def __init__(self, model: nn.Module, trained: Sequence[Tensor], decay: float) -> None:
         self._trained = list(trained)
-        self._norms = [each for each in model.modules() if isinstance(getattr(each, "running_mean", None), Tensor)]
+        self._norms = [each for each in model.modules() if "running_mean" in dict(each.named_buffers(recurse=False))]
         self._mean = [each.clone() for each in self._live()]
         self._decay, self._steps = decay, 0
 
     def _live(self) -> list[Tensor]:
         """Weights, then statistics, as the network has them now: moving it may give each other memory."""
-        statistics = [each for norm in self._norms for each in (norm.running_mean, norm.running_var)]
-        return [each.detach() for each in (*self._trained, *statistics)]  # type: ignore[union-attr]
+        statistics = [norm.get_buffer(name) for norm in self._norms for name in ("running_mean", "running_var")]
+        return [each.detach() for each in (*self._trained, *statistics)]
 
     @property
     def statistics(self) -> list[Tensor]:

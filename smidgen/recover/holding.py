@@ -27,11 +27,12 @@ class Holding:
     def __init__(
         self, model: nn.Module, groups: Sequence[Mapping[str, Any]], training: Training, hooks: Sequence[Any]
     ) -> None:
-        self._model, self._hooks, self._lr = model, list(hooks), training.lr
+        self._model, self._lr = model, training.lr
         self._trained = [each for group in groups for each in group["params"]]
         own = {id(each) for each in model.parameters()}
         self.beyond = [each for each in self._trained if id(each) not in own]
         self._average = None if training.average is None else Average(model, self._trained, training.average)
+        self._hooks = [*hooks, *filter(None, [self._average])]
         made = [dict(group) for group in groups]
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.AdamW(made, lr=training.lr)
@@ -48,14 +49,12 @@ class Holding:
         return float(norm)
 
     def step(self, share: float) -> None:
-        """Of the optimizer, at a share of its rate, then of the hooks and the average."""
+        """Of the optimizer, at a share of its rate, and then of the hooks, an average of weights last."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr * share * group["lr_scale"]
         self.optimizer.step()
         for hook in self._hooks:
             hook.step()
-        if self._average is not None:
-            self._average.step()
 
     def judged(self) -> AbstractContextManager[None]:
         """The network has the weights within that are scored and kept: their average, where there is one."""
@@ -88,9 +87,8 @@ class Holding:
             hook.load_state_dict(copy.deepcopy(part))
 
     def state(self) -> dict[str, Any]:
-        """A copy of the weights, of the optimizer's state and of the average."""
-        average = {} if self._average is None else {"average": self._average.state_dict()}
-        return {**self.weights(), "optimizer": copy.deepcopy(self.optimizer.state_dict()), **average}
+        """A copy of the weights and the optimizer's state."""
+        return {**self.weights(), "optimizer": copy.deepcopy(self.optimizer.state_dict())}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """What `state` gave.
@@ -100,5 +98,3 @@ class Holding:
         """
         self.load_weights(state)
         self.optimizer.load_state_dict(copy.deepcopy(dict(state["optimizer"])))
-        if self._average is not None:
-            self._average.load_state_dict(state["average"])

@@ -166,8 +166,8 @@ def folded():
     return net
 
 
-def apart_from(net, plain):
-    x = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+def apart_from(net, plain, shape):
+    x = torch.randn(32, *shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = plain(x).log_softmax(1)
 
@@ -181,7 +181,7 @@ def apart_from(net, plain):
 def test_first_steps_are_finer_where_rounding_spoils_the_answers():
     net = folded()
     coded = Entropy(net)
-    apart, before = apart_from(net, folded()), coded.steps()
+    apart, before = apart_from(net, folded(), (1, 8, 8)), coded.steps()
     assert apart() > TOGETHER
     refine(coded, apart)
     assert apart() <= TOGETHER
@@ -215,14 +215,9 @@ def test_one_tensor_that_no_step_suits_makes_no_other_finer():
         net[2].weight[0, 0] = 1e5  # rounds all others of its layer to nothing …
         net[1].weight[0], net[1].bias[0] = 0.0, 0.0  # … and nothing ever reaches it
         net[3].weight *= 20
-    plain, coded, x = copy.deepcopy(net), Entropy(net), torch.randn(32, 8)
-    before, wanted = coded.steps(), plain(x).detach().log_softmax(1)
-
-    def apart() -> float:
-        found = net(x).detach().log_softmax(1)
-        return float(nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True))
-
-    refine(coded, apart)
+    plain, coded = copy.deepcopy(net), Entropy(net)
+    before = coded.steps()
+    refine(coded, apart_from(net, plain, (8,)))
     finer = {name: math.log2(before[name] / step) for name, step in coded.steps().items()}
     others = max(each for name, each in finer.items() if name != "2.weight")
     assert finer["2.weight"] > others + 8

@@ -99,8 +99,8 @@ def test_two_processes_average_and_go_on_with_norms(tmp_path):
     plain = run(tmp_path / "plain", 2, 16, 0.0, "norm")[0]
     assert not torch.allclose(first["scores"], plain["scores"], atol=1e-4), "the average is another network"
     assert not run(tmp_path / "killed", 2, 16, 0.9, "norm killed")
-    resumed = run(tmp_path / "killed", 2, 16, 0.9, "norm")
-    assert all(torch.equal(first[name], each[name]) for each in resumed for name in first)
+    resumed, other = run(tmp_path / "killed", 2, 16, 0.9, "norm")
+    assert all(torch.equal(first[name], each[name]) for each in (resumed, other) for name in first)
 
 
 def test_accelerate_is_asked_for_by_name(monkeypatch):
