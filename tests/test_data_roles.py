@@ -46,6 +46,28 @@ def test_what_selection_does_not_need_is_for_calibration_last_of_all(monkeypatch
     assert np.bincount(np.asarray(after[1]) % 4).tolist() == [3, 3, 3, 3], "still in its share"
 
 
+@given(st.integers(3, 60), st.data())
+def test_as_many_are_held_back_as_are_asked_for(count: int, draw: st.DataObject) -> None:
+    test = _numbered(5, start=1000)
+    hold_back = draw.draw(st.integers(1, count - 1))
+    usual = _members(split_roles(_numbered(count), test=test, max_calibration=count))
+    roles = _members(split_roles(_numbered(count), test=test, max_calibration=count, hold_back=hold_back))
+    assert len(roles[1]) == hold_back
+    assert sorted(roles[0] + roles[1]) == list(range(count))
+    part = len(usual[1])
+    if hold_back <= part:  # what calibration has begins as it always did, and the rest comes last
+        assert roles[1] == usual[1][:hold_back]
+        assert roles[0] == usual[0] + usual[1][hold_back:]
+
+
+@pytest.mark.parametrize("hold_back", [0, -1, 10, 11])
+def test_all_or_none_held_back_is_refused(hold_back: int) -> None:
+    with pytest.raises(DataError, match=rf"holds 10 input\(s\), {hold_back} of them cannot .*give 1 to 9"):
+        split_roles(_numbered(10), test=_numbered(1, start=50), hold_back=hold_back)
+    with pytest.raises(DataError, match="nothing is left for calibration"):
+        split_roles(_numbered(10), hold_back=9)  # two are for the test
+
+
 def test_the_division_is_fixed() -> None:
     # Held here: a report of last year must be repeatable with this year's libraries.
     assert _members(split_roles(_numbered(10))) == [[4, 3, 9, 8, 7, 6], [0, 5], [2, 1]]

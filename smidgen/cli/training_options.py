@@ -75,13 +75,15 @@ def _add_settings(group: Any, lr: float, *, given_only: bool = False) -> None:
     add("--weight-decay", "SHARE", 0.0, "of weights, not of biases (0)", float)
     add("--augment", "NAMES", None, "change images anew each time: shift2,flip,zoom20,turn10")
     add("--average", "SHARE", None, "keep a running average of the weights: of itself at each step, 0.999", float)
+    add("--hold-back", "N", None, "inputs that choose the epoch, not trained on (a fifth, at most 5000)", int)
     add("--patience", "N", None, "epochs without a better one after which it stops", int)
     add("--precision", None, "float32", "of computing", choices=("float32", "mixed"))
     add("--time-limit", "TIME", None, "of training: 90s, 10min, 2h")
     add("--checkpoint", "FILE", None, "to go on from, if it is there, and to write")
 
 
-_SETTINGS = ("epochs", "batch", "lr", "optimizer", "schedule", "weight_decay", "patience", "precision", "average")
+_SETTINGS = ("epochs", "batch", "lr", "optimizer", "schedule", "weight_decay", "patience", "precision", "average",
+             "hold_back")  # fmt: skip
 
 
 def read_training(options: argparse.Namespace, base: Training | None = None) -> Training:

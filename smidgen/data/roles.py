@@ -51,7 +51,14 @@ class Roles:
         }
 
 
-def split_roles(data: Dataset, *, test: Dataset | None = None, seed: int = 0, max_calibration: int = 1000) -> Roles:
+def split_roles(
+    data: Dataset,
+    *,
+    test: Dataset | None = None,
+    seed: int = 0,
+    max_calibration: int = 1000,
+    hold_back: int | None = None,
+) -> Roles:
     """Divide the data into calibration, selection and test.
 
     Selection is a fifth of `data`, 5,000 items at most. Test is `test`, else another fifth. Calibration is from the
@@ -64,9 +71,10 @@ def split_roles(data: Dataset, *, test: Dataset | None = None, seed: int = 0, ma
         test: a given test set; never shortened.
         seed: another seed, another division.
         max_calibration: most items for calibration.
+        hold_back: items for selection, instead of those many.
 
     Raises:
-        DataError: too few items, counted after byte-identical ones are left out.
+        DataError: too few items, or none left beside those held back, counted after byte-identical ones are left out.
 
     >>> data = Dataset.from_array(np.arange(10, dtype=np.float32)[:, None])
     >>> roles = split_roles(data)
@@ -81,16 +89,20 @@ def split_roles(data: Dataset, *, test: Dataset | None = None, seed: int = 0, ma
         )
     if max_calibration < 1:
         raise DataError(f"data: max_calibration={max_calibration} is not positive; give e.g. 1000")
+    if hold_back is not None and not 1 <= hold_back < len(data):
+        raise DataError(f"data: {data.source!r} holds {len(data)} input(s), {hold_back} of them cannot be held back; "
+                        f"give 1 to {len(data) - 1}")  # fmt: skip
     order, part = _order(data.labels, len(data), seed), max(1, len(data) // HELD_BACK)
     if test is None:
         held_back, order = data.take(order[:part]), order[part:]
     else:
         held_back = test
     taken = set(held_back.item_hashes)
-    selection, selection_dropped = _without(data, order[: min(part, MOST_SELECTION)], taken, part)
+    chosen = min(part, MOST_SELECTION) if hold_back is None else hold_back
+    selection, selection_dropped = _without(data, order[:chosen], taken, chosen)
     taken.update(data.take(selection).item_hashes if selection else ())
     # What selection does not need comes last, so that the first inputs for calibration are those they always were.
-    rest = np.concatenate([order[part:], order[MOST_SELECTION:part]])
+    rest = np.concatenate([order[max(part, chosen) :], order[chosen:part]])
     calibration, calibration_dropped = _without(data, rest, taken, max_calibration)
     if not selection or not calibration:
         role = "calibration" if selection else "selection"

@@ -162,7 +162,10 @@ def compress(
     targets = check_targets(target)
     data = None if data is None else as_data(data)
     whole = chosen is not None and chosen.whole
-    task = open_task(model, data, test, weights, example, metric, threads, device, seed, trains=whole)
+    task = open_task(
+        model, data, test, weights, example, metric, threads, device, seed, trains=whole,
+        hold_back=None if train is None else train.hold_back,
+    )  # fmt: skip
     limited = flash if chosen is None or chosen.budgets is None or "size" in chosen.budgets else None
     budget = budget or Budget(size=limited)
     check_given(targets, task.roles)

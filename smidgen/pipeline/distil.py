@@ -31,6 +31,7 @@ from smidgen.pipeline.training import (
 )
 from smidgen.recover.distil import Mixture, Teaching, need_labels
 from smidgen.recover.loop import Fitted, fit
+from smidgen.recover.scoring import exactly, indistinct
 from smidgen.recover.training import Training
 from smidgen.report.training import Trained
 
@@ -102,7 +103,7 @@ def distil(
         torch.manual_seed(seed)
         pupil = load_network(student, student_weights)
     master = load_network(teacher, weights)
-    ground = open_ground(master, data, test, metric, threads, seed)
+    ground = open_ground(master, data, test, metric, threads, training)
     share = need_labels(ground.learned, mix)
     with Threads(ground.threads):
         lesson = _Lesson(ground, master, pupil, device, None if checkpoint is None else Path(checkpoint))
@@ -162,8 +163,9 @@ class _Lesson:
         if teaching.projections:
             groups.append({"params": teaching.projections, "weight_decay": 0.0})
         return fit(
-            student, learned, teaching.loss, training, held=held, groups=groups, beside=kept, checkpoint=checkpoint,
-            identity=self.identity(mixture), device=self.device, progress=progress,
+            student, learned, teaching.loss, training, held=held,
+            within=indistinct(len(selection)) if teaching.classifier else exactly, groups=groups, beside=kept,
+            checkpoint=checkpoint, identity=self.identity(mixture), device=self.device, progress=progress,
         )  # fmt: skip
 
     def identity(self, mixture: Mixture) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def glimpse(
     side = (crop, crop) if isinstance(crop, int) else crop
     network = load_network(model, weights)
     given = as_data(data)
-    ground = open_ground(network, given, test, metric, threads, seed)
+    ground = open_ground(network, given, test, metric, threads, training)
     _check(network, ground, side, max_drop)
     with Threads(ground.threads):
         work = _Work(ground, network, side, device, progress)

@@ -127,7 +127,9 @@ def recovery_of(
     if data is None or task.roles is None:
         raise DataError("train: there are no inputs to train on; give --data (labels are not needed)")
     test = task.roles.test if task.roles.test_given else None
-    inputs = split_roles(data, test=test, seed=task.seed, max_calibration=len(data)).calibration
+    inputs = split_roles(
+        data, test=test, seed=task.seed, max_calibration=len(data), hold_back=training.hold_back
+    ).calibration
     if len(inputs) < training.batch:
         raise DataError(f"train: {len(inputs)} inputs are left for training, fewer than a batch of {training.batch}; "
                         f"give more, or --batch {max(1, len(inputs) // 4)}")  # fmt: skip

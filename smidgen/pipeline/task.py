@@ -60,10 +60,12 @@ def open_task(
     seed: int,
     *,
     trains: bool = False,
+    hold_back: int | None = None,
 ) -> Task:
     """Open and check everything before any work starts; see `compress` for the arguments.
 
-    With `trains` all inputs that are held back for nothing else are calibration inputs, not a thousand of them.
+    With `trains` all inputs that are held back for nothing else are calibration inputs, not a thousand of them;
+    `hold_back` of them are for selection where it is not None.
     """
     network = load_network(model, weights)
     given, kept = (None if d is None else as_data(d) for d in (data, test))
@@ -71,7 +73,7 @@ def open_task(
         if one is not None and network.input_shape:
             check_inputs(one, network.input_shape)
     most = {"max_calibration": len(given)} if trains and given is not None else {}
-    roles = None if given is None else split_roles(given, test=kept, seed=seed, **most)
+    roles = None if given is None else split_roles(given, test=kept, seed=seed, hold_back=hold_back, **most)
     example = _example(network, given or kept, example)
     prepared = prepare(network, example)
     network = replace(network, module=prepared.module)  # the unfolded one is not needed any more

@@ -67,17 +67,17 @@ class Ground:
 
 
 def open_ground(
-    network: Network, data: Data, test: Data, metric: str | Metric | None, threads: int | None, seed: int
+    network: Network, data: Data, test: Data, metric: str | Metric | None, threads: int | None, training: Training
 ) -> Ground:
     """Open and divide data for a network.
 
     Args:
         network: whose inputs they are.
-        data: see `smidgen.compress`; a fifth, at most 5,000, is for selection.
+        data: see `smidgen.compress`.
         test: a fifth of ``data`` when None.
         metric: replaces accuracy.
         threads: what torch uses when None.
-        seed: of the division.
+        training: has the seed of the division, and how many inputs are for selection.
 
     Raises:
         DataError: too few inputs, or inputs that do not fit.
@@ -86,10 +86,10 @@ def open_ground(
     for one in (given, kept):
         if one is not None and network.input_shape:
             check_inputs(one, network.input_shape)
-    roles = split_roles(given, test=kept, seed=seed, max_calibration=len(given))
+    roles = split_roles(given, test=kept, seed=training.seed, max_calibration=len(given), hold_back=training.hold_back)
     example = torch.from_numpy(next(iter(roles.calibration.take([0]).batches(1))))
     metric = load_metric(metric) if isinstance(metric, str) else metric
-    return Ground(roles, example, metric, threads or torch.get_num_threads(), seed, Scratch())
+    return Ground(roles, example, metric, threads or torch.get_num_threads(), training.seed, Scratch())
 
 
 def check_classes(ground: Ground, answer: Any) -> None:

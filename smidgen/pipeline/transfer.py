@@ -24,7 +24,7 @@ from smidgen.model.load import Network, load_network
 from smidgen.pipeline.task import Data, Progress, Threads
 from smidgen.pipeline.training import Ground, finish, open_ground, original_file, weights_digest, write_network
 from smidgen.recover.loop import Fitted, fit
-from smidgen.recover.scoring import labelled_score
+from smidgen.recover.scoring import indistinct, labelled_score
 from smidgen.recover.training import Training
 from smidgen.report.training import Trained
 
@@ -88,7 +88,7 @@ def transfer(
     training = replace(training or Training(), seed=seed)
     network = load_network(model, weights)
     free = replace(network, input_shape=())  # the size is the data's, if the network takes it
-    ground = open_ground(free, data, test, metric, threads, seed)
+    ground = open_ground(free, data, test, metric, threads, training)
     network = _at_size(network, ground)
     count = _classes(ground, classes)
     with Threads(ground.threads):
@@ -160,8 +160,8 @@ class _Work:
         roles = self.ground.roles
         held: Callable[[], float] = lambda: labelled_score(self.net, roles.selection)  # noqa: E731 - a name for its type
         return fit(
-            part, roles.calibration, self._loss, training, held=held, groups=groups, checkpoint=checkpoint,
-            identity={"network": self.digest}, device=self.device,
+            part, roles.calibration, self._loss, training, held=held, within=indistinct(len(roles.selection)),
+            groups=groups, checkpoint=checkpoint, identity={"network": self.digest}, device=self.device,
             progress=lambda stage, at, total: self.progress(told + stage, at, total),
         )  # fmt: skip
 

@@ -22,6 +22,7 @@ from smidgen.recover.checkpoint import Fingerprint, fingerprint, read_checkpoint
 from smidgen.recover.feeding import Feed, Place
 from smidgen.recover.holding import Holding
 from smidgen.recover.processes import Asked, processes
+from smidgen.recover.scoring import exactly
 from smidgen.recover.training import Training, duration, multiplies_bfloat16
 
 __all__ = ["Fitted", "Hook", "Training", "fit"]
@@ -60,7 +61,7 @@ class Fitted:
     Args:
         epochs: finished.
         steps: taken, those of epochs that were taken back left out.
-        best: lowest held-out score; None without one.
+        best: held-out score of the best epoch; None without one.
         best_epoch: from 1, whose weights the network has now; None where it has the last ones, or their average.
         seconds: of training, those before a resumption included.
         stopped: why it ended: all epochs done, no better score for long, out of time, or a loss that kept exploding.
@@ -91,6 +92,7 @@ def fit(
     training: Training,
     *,
     held: Callable[[], float] | None = None,
+    within: Callable[[float], float] = exactly,
     keep: Callable[[], bool] = lambda: True,
     groups: Sequence[Mapping[str, Any]] | None = None,
     hooks: Sequence[Hook] = (),
@@ -111,6 +113,7 @@ def fit(
         training: see `Training`.
         held: score on the held-out part, lower is better; asked after each epoch, the model in evaluation mode. The
             weights of the best epoch come back at the end.
+        within: how far above the lowest score a later epoch may be that is taken for as good, by that score.
         keep: whether the epoch that has ended may be the best, as when a schedule has first to reach its end.
         groups: of parameters; each with ``params`` and perhaps ``lr_scale`` (times the rate) or ``weight_decay``; all
             of the model's when None.
@@ -141,7 +144,7 @@ def fit(
     model.to(team.device)
     made = None if checkpoint is None else fingerprint(model, inputs, training, hooks, identity or {})
     holding = Holding(model, _groups(model, groups, training), training, hooks)
-    run = _Run(model, loss, training, feed, team, holding, held, keep, progress)
+    run = _Run(model, loss, training, feed, team, holding, held, within, keep, progress)
     with torch.random.fork_rng(devices=_cuda(team.device)):
         return run.train(None if checkpoint is None or made is None else _Saving(checkpoint, made))
 
@@ -189,7 +192,8 @@ class _Books:
     rollbacks: int = 0
     best: float | None = None
     best_epoch: int | None = None
-    stale: int = 0  # epochs since the best
+    lowest: float | None = None  # score; the best is within its noise, and later
+    stale: int = 0  # epochs since the lowest
     seconds: float = 0.0
     stopped: str | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -207,19 +211,12 @@ class _Run:
     """One call of `fit`."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        training: Training,
-        feed: Feed,
-        team: Any,
-        holding: Holding,
-        held: Callable[[], float] | None,
-        keep: Callable[[], bool],
+        self, model: nn.Module, loss: Loss, training: Training, feed: Feed, team: Any, holding: Holding,
+        held: Callable[[], float] | None, within: Callable[[float], float], keep: Callable[[], bool],
         progress: Progress,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.model, self.training, self.feed, self.team, self.holding = model, training, feed, team, holding
-        self.held, self.keep, self.progress = held, keep, progress
+        self.held, self.within, self.keep, self.progress = held, within, keep, progress
         self.asked = Asked(model, loss, holding.beyond)
         self.loss = team.share(self.asked)
         self.books = _Books()
@@ -326,12 +323,16 @@ class _Run:
         books = self.books
         if score is None or not self.keep():
             return
-        if not math.isnan(score) and (books.best is None or score < books.best):
-            books.best, books.best_epoch, books.stale = score, books.epoch + partial, 0
+        books.stale += 1
+        if math.isnan(score):
+            return
+        lowest = books.best if books.lowest is None else books.lowest
+        if lowest is None or score < lowest:
+            books.lowest, books.stale = score, 0
+        if lowest is None or score < lowest + self.within(lowest):
+            books.best, books.best_epoch = score, books.epoch + partial
             with self.holding.judged():
                 self.best = self.holding.weights()
-        else:
-            books.stale += 1
 
     def _take_back(self) -> None:
         """To the start of the epoch, with half the rate."""

@@ -42,6 +42,8 @@ class Training:
         augment: changes drawn anew for each training batch; see `smidgen.recover.augment`.
         average: what a running average of the weights keeps of itself at each step, such as 0.999: it is scored and
             kept then; None for the weights themselves. See `smidgen.recover.averaging`.
+        hold_back: inputs that choose the epoch, and that are not trained on; None for a fifth, at most 5,000. A loop of
+            your own divides its inputs itself.
 
     Raises:
         UserError: a value that cannot be meant.
@@ -65,6 +67,7 @@ class Training:
     seed: int = 0
     augment: tuple[str, ...] = ()
     average: float | None = None
+    hold_back: int | None = None
 
     def __post_init__(self) -> None:
         wrong = next((name for name, fits in self._checks().items() if not fits), None)
@@ -89,6 +92,7 @@ class Training:
             "time_limit": self.time_limit is None or self.time_limit > 0,
             "seed": self.seed >= 0,
             "average": self.average is None or 0 < self.average < 1,
+            "hold_back": self.hold_back is None or self.hold_back >= 1,
         }
 
     def plain(self) -> dict[str, Any]:
@@ -156,6 +160,7 @@ _MEANT = {
     "time_limit": "give seconds above 0, or none",
     "seed": "give 0 or more",
     "average": "give a share between 0 and 1: 0.999, or none",
+    "hold_back": "give 1 input or more, or none",
 }
 
 

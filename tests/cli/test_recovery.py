@@ -13,13 +13,14 @@ Run = Callable[..., tuple[int, str, str]]
 
 def test_it_trains_and_says_so(run: Run, tmp_path: Path, network: Path, data: Path) -> None:
     asked = ["--target", "onnx-shared", "--bits", "1", "--train", "--epochs", "2", "--batch", "8", "--lr", "0.002"]
-    more = ["--time-limit", "1min", "--optimizer", "sgd", "--checkpoint", str(tmp_path / "kept")]
+    more = ["--time-limit", "1min", "--optimizer", "sgd", "--checkpoint", str(tmp_path / "kept"), "--hold-back", "7"]
     code, out, _ = run("compress", network, "--data", data, *asked, *more, "-o", tmp_path / "out")
     assert code == 0
     record = json.loads((tmp_path / "out" / "result.json").read_text())
     settings = record["training"]["settings"]
     assert (settings["epochs"], settings["batch"], settings["optimizer"]) == (2, 8, "sgd")
     assert (tmp_path / "kept").is_file()
+    assert record["data"]["selection"]["count"] == 7
     assert "trained for 2 epochs" in " ".join(out.split())
 
 
@@ -37,6 +38,9 @@ def test_the_recipe_distil_needs_no_train_and_no_labels(run: Run, tmp_path: Path
     ("given", "text"),
     [
         (["--lr", "0.1"], "--lr is given without --train"),
+        (["--hold-back", "9"], "--hold-back is given without --train"),
+        (["--train", "--hold-back", "0"], "hold_back=0 cannot be; give 1 input or more"),
+        (["--train", "--hold-back", "999999"], "999999 of them cannot be held back"),
         (["--gradual"], "--gradual is given without --train"),
         (["--reassign"], "--reassign is given without --train"),
         (["--round-activations"], "--round-activations is given without --train"),

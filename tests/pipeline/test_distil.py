@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from smidgen import Training, distil, prune
+from smidgen import Training, distil, prune, transfer
 from smidgen.errors import DataError, SmidgenError, UserError
 from smidgen.measure.latency import Latency
 from smidgen.model.load import load_weights
 from smidgen.model.replace import rebuild_network
 from smidgen.recover import loop
+from smidgen.recover.scoring import indistinct
+from smidgen.report.training import Trained
 from tests.pipeline.pictures import pictures
 
 
@@ -67,6 +69,34 @@ def test_an_unlabelled_student_learns_its_teacher(trained, tmp_path):
         np.testing.assert_allclose(again.eval()(torch.from_numpy(fresh)).numpy(), wanted, atol=1e-6)
         rebuilt = rebuild_network(student(seed=8), place / "model.safetensors").eval()
         np.testing.assert_allclose(rebuilt(torch.from_numpy(fresh)).numpy(), wanted, atol=1e-6)
+
+
+def test_a_student_learns_from_what_is_not_held_back(trained):
+    x, _ = pictures(100)
+    result = distil(trained, student(), x, training=Training(epochs=1, batch=32, hold_back=5))
+    roles = result.record["data"]
+    assert [roles[role]["count"] for role in ("training", "selection", "test")] == [75, 5, 20]
+
+
+def kept_last_of_as_good(result: Trained) -> bool:
+    """Whether the last epoch was kept of those that the inputs held back cannot tell from the best, not the best."""
+    fitted, count = result.record["fitted"], result.record["data"]["selection"]["count"]
+    held = [epoch["held"] for epoch in fitted["history"]]
+    low = min(held)
+    as_good = [number for number, score in enumerate(held, 1) if score < low + indistinct(count)(low)]
+    assert as_good[-1] > 1 + held.index(low), "nothing is shown by this training"
+    return (fitted["best_epoch"], fitted["best"]) == (as_good[-1], held[as_good[-1] - 1])
+
+
+def noisy(count: int) -> tuple[np.ndarray, np.ndarray]:
+    x, y = pictures(count)
+    return x + 2 * np.random.default_rng(0).standard_normal(x.shape).astype(np.float32), y
+
+
+def test_of_epochs_that_few_images_cannot_tell_apart_the_last_is_kept(trained):
+    training = Training(epochs=12, batch=16, lr=2e-2, schedule="constant")
+    assert kept_last_of_as_good(distil(trained, student(), noisy(100), training=training))
+    assert kept_last_of_as_good(transfer(trained, noisy(100), training=training))
 
 
 def test_labels_serve_where_there_are_some(trained):

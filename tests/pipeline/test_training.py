@@ -162,6 +162,16 @@ def test_weights_are_removed_little_by_little(trained, average):
     assert result.record["pruning"]["survivors"] == count - round(0.95 * count)
 
 
+def test_what_is_not_held_back_is_trained_on(trained):
+    given = {"settings": {"kmeans": {"bits": 1}}, "target": "onnx-shared", "threads": 1, "seed": 1}
+    result = compress(trained, many(), **given, train=replace(BRIEF, epochs=1, hold_back=40))
+    record = result.record
+    assert [record["data"][role]["count"] for role in ("selection", "test")] == [40, 160]
+    assert record["training"]["inputs"] == 600
+    with pytest.raises(DataError, match=r"800 of them cannot be held back; give 1 to 799"):
+        compress(trained, many(), **given, train=replace(BRIEF, hold_back=800))
+
+
 def test_labels_may_be_mixed_in(trained):
     x, y = many()
     given = {"settings": {"kmeans": {"bits": 1}}, "target": "onnx-shared", "threads": 1, "seed": 1}

@@ -91,6 +91,27 @@ def test_it_stops_when_nothing_gets_better():
     assert (done.stopped, done.epochs, done.best_epoch) == ("patience", 4, 2)
 
 
+def test_the_last_of_those_that_noise_cannot_tell_apart_is_kept(tmp_path):
+    given, weights = [4.0, 2.0, 5.0, 2.5, 3.1, 1.5, 2.4, 2.6, float("nan"), 2.45], []
+    net = network()
+
+    def held(scores: list[float]) -> float:
+        weights.append([each.detach().clone() for each in net.parameters()])
+        return scores.pop(0)
+
+    def train(scores: list[float], **more: object) -> Fitted:
+        training = Training(epochs=len(given), batch=32, **more)
+        return fit(net, points(), cross_entropy(net), training, held=lambda: held(scores), within=lambda lowest: 1.0)
+
+    done = train(list(given))
+    assert (done.best, done.best_epoch) == (2.45, 10)
+    done = train([*given[:6], 2.5, 9.0, 9.0, 9.0])
+    assert (done.best, done.best_epoch) == (1.5, 6), "as far off as that is not within it"
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), weights[len(given) + 5], strict=True))
+    done = train(list(given), patience=3)
+    assert (done.stopped, done.epochs, done.best_epoch) == ("patience", 5, 4), "patience is for the lowest"
+
+
 class Killed(BaseException):
     """As Ctrl-C or the system would."""
 
