@@ -162,9 +162,11 @@ def compress(
     targets = check_targets(target)
     data = None if data is None else as_data(data)
     whole = chosen is not None and chosen.whole
+    told = with_training_of(recipe, settings or {}, train, checkpoint)
+    how = told.get("training", {}) if whole else {} if train is None else train.plain()
     task = open_task(
         model, data, test, weights, example, metric, threads, device, seed, trains=whole,
-        hold_back=None if train is None else train.hold_back,
+        hold_back=how.get("hold_back"),
     )  # fmt: skip
     limited = flash if chosen is None or chosen.budgets is None or "size" in chosen.budgets else None
     budget = budget or Budget(size=limited)
@@ -183,7 +185,6 @@ def compress(
     if reassign:
         shares = chosen is not None and "rounding" in chosen.says  # by itself
         check_reassign(rounding_for(targets[0], "kmeans" if shares else rounding, settings or {}), recovery)
-    told = with_training_of(recipe, settings or {}, train, checkpoint)
     asked = Asked(
         budget, targets, others, told, rounding, refit, guard, recovery, gradual, progress,
         parse_limit("max_ram", max_ram), flash,

@@ -129,6 +129,14 @@ def test_a_price_alone_is_enough(trained):
     assert sizes[1] < sizes[0]
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_as_many_inputs_choose_as_are_asked_for(trained, named):
+    how = {"epochs": 1, "batch": 16, "hold_back": 30}
+    asked = {"train": smidgen.Training(**how), "settings": {}} if named else {"settings": {"training": how}}
+    counts = made(trained, **asked, budget=smidgen.Budget(size="20 kB")).record["data"]
+    assert [counts[role]["count"] for role in ("calibration", "selection", "test")] == [290, 30, 80]
+
+
 def test_time_limits_the_epochs(trained):
     settings = {"training": {"epochs": 10_000, "batch": 64, "time_limit": 2.0}}
     result = made(trained, settings=settings, budget=smidgen.Budget(size="20 kB"))
