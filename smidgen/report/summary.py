@@ -9,6 +9,7 @@ from smidgen.report import wording
 from smidgen.report.table import left_alone, loss_name
 
 REASONS = 2  # that a sentence tells
+DOUBTFUL = 0.5  # accuracy of a trained network, below which its inputs are more likely wrong than it
 SATURATED = 0.05  # of the largest output; integers of 8 bits on the verge of two come to a tenth of it
 
 
@@ -34,6 +35,11 @@ def verdict(result: dict[str, Any]) -> str:
         endings.append("the budget was not met" + (f" ({budget['note']})" if budget.get("note") else ""))
     elif coarse := _coarse(result, file, budget):
         endings.append(coarse)
+    if loss_name(file) == "accuracy" and original.get("accuracy") is not None and original["accuracy"] < DOUBTFUL:
+        endings.append(
+            f"the original is right on {wording.share(original['accuracy'])} of these inputs: if it should do better, "
+            "see that they are prepared as in its training (--scale, --mean, --channels) and labelled alike"
+        )
     if (file.get("saturation") or 0.0) > SATURATED:
         endings.append(
             f"this processor's 8-bit products saturate: answers are off by {wording.share(file['saturation'])} of the "

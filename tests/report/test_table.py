@@ -212,6 +212,16 @@ def test_a_loss_promised_on_few_inputs_says_so(result: dict[str, Any], kind, met
         assert "max_drop 0.5 was judged on 24 inputs, of which one is 4.17 points" in said
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "counts", "told"),
+    [(0.2167, {}, True), (0.5, {}, False), (None, {"accuracy": None}, False), (0.2167, {"metric": 0.9}, False)],
+)
+def test_an_original_that_is_hardly_right_is_told_of(result: dict[str, Any], accuracy, counts, told) -> None:
+    result["original"]["accuracy"] = accuracy
+    result["files"]["onnx"] |= counts
+    assert ("the original is right on 21.67 % of these inputs: if" in verdict(result)) == told
+
+
 def test_a_gain_is_told_as_one(result: dict[str, Any]) -> None:
     result["files"]["onnx"] |= {"accuracy": 0.993, "loss_points": -0.09, "loss_interval": [-0.2, 0.02]}
     assert "(gained 0.09 points, 95 % interval −0.02 … 0.20)" in verdict(result)
