@@ -1,11 +1,14 @@
 """Pruning with fine-tuning and nothing else: how few weights LeNet-300-100 and LeNet-5 need, trained on MNIST.
 
 Asked: at least 14 times fewer weights (aim 20) with no loss, where pruning and fine-tuning alone are published with 12
-times fewer for LeNet (Han et al. 2015, arXiv:1506.02626). The smallest weights of all layers together go, little by
-little (arXiv:1710.01878), while the network learns from training digits to answer as it did and as their labels say;
-then what is left trains on at falling rates (arXiv:2003.02389). Some of the training digits choose the epoch, and which
-of some trainings is taken (`--trainings`): the test digits are scored once for each file and choose nothing. Where
-asked for, the same with all weights removed at once before the fine-tuning, and with no training.
+times fewer for LeNet (Han et al. 2015, arXiv:1506.02626), whose LeNet-300-100 has 1.6 % errors. Ours has half of them,
+since its digits were moved while it learned; one trained on digits as they are, and pruned so, stands beside it.
+
+The smallest weights of all layers together go, little by little (arXiv:1710.01878), while the network learns from
+training digits to answer as it did and as their labels say; then what is left trains on at falling rates
+(arXiv:2003.02389). Some of the training digits choose the epoch, and which of some trainings is taken (`--trainings`):
+the test digits are scored once for each file and choose nothing. Where asked for, the same with all weights removed at
+once before the fine-tuning, and with no training.
 
 A run that was stopped goes on where it was; `python benchmarks/lenets.py` trains the networks that are missing.
 
@@ -30,11 +33,12 @@ import smidgen
 from smidgen.recover.training import Training
 
 NAME, TITLE = "pruning_trained", "Pruning and fine-tuning alone, MNIST"
-NETWORKS = ("lenet_300_100", "lenet_5")
+NETWORKS = ("lenet_300_100", "lenet_300_100_plain", "lenet_5")
 TIMES, AIM = (14, 20), 20  # times fewer weights
 # More epochs where they are short: five times those of the original, and one and a half times.
 TRAININGS = {
     "lenet_300_100": Training(epochs=200, batch=128, lr=1e-3, schedule="rewind"),
+    "lenet_300_100_plain": Training(epochs=60, batch=128, lr=1e-3, schedule="rewind"),
     "lenet_5": Training(epochs=24, batch=128, lr=1e-3, schedule="rewind", precision="mixed"),
 }
 # A network of few weights learns fewer changes of a digit: moved by one pixel it does better on held digits than by the
@@ -44,7 +48,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shift1-cosine": {"augment": ("shift1",), "average": 0.999, "schedule": "cosine", "lr": 2e-3},
     "shift2": {"augment": ("shift2",), "average": 0.999},
     "turned": {"augment": ("turn10", "zoom10"), "average": 0.999},
+    "unmoved": {"average": 0.999},
 }
+ALIKE = {"lenet_300_100_plain": ["unmoved"]}  # trained as its original was
 MIX = 0.5  # the original's answers, and the labels
 # Way by name: the method that chooses weights, whether it is trained, and whether little by little.
 WAYS = {"gradual": ("magnitude", True, True), "at once": ("obs", True, False), "untrained": ("obs", False, False)}
@@ -108,7 +114,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--times", nargs="+", type=float, default=list(TIMES), help="fewer weights")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["gradual"])
-    parser.add_argument("--trainings", nargs="+", choices=VARIANTS, default=["shift1"])
+    parser.add_argument("--trainings", nargs="+", choices=VARIANTS, help="(shift1; unmoved, as the plain original's)")
     parser.add_argument("--epochs", type=int, help="of training, instead of those of each network")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -117,20 +123,20 @@ def main() -> None:
     before = earlier(NAME)
     runs: dict[str, dict[str, Any]] = dict(before.get("runs", {}))
     claims = joined(before, [])
-    for name, times, way, variant in product(args.networks, args.times, args.ways, args.trainings):
-        if not WAYS[way][1] and variant != args.trainings[0]:
-            continue  # nothing is trained
-        key = f"{name} {times:g} {way} {variant} {args.epochs or 'as usual'} {args.seed}"
-        checkpoint = RESULTS / NAME / f"{key.replace(' ', '-')}.checkpoint"
-        if key not in runs:
-            started = time.perf_counter()
-            runs[key] = pruned(name, times, way, variant, args.epochs, args.threads, args.seed, checkpoint)
-            print(f"{key}: {time.perf_counter() - started:.0f} s in all", flush=True)
-        alike = {"network": name, "asked": times, "way": way, "epochs": runs[key]["epochs"], "seed": args.seed}
-        same = [row for row in runs.values() if all(row[each] == value for each, value in alike.items())]
-        claims = joined({"claims": [vars(each) for each in claims]}, [claim_of(same)])
-        save(NAME, TITLE, claims, threads=args.threads, seed=args.seed, runs=runs)
-        checkpoint.unlink(missing_ok=True)
+    for name, times, way in product(args.networks, args.times, args.ways):
+        variants = args.trainings or ALIKE.get(name, ["shift1"])
+        for variant in variants if WAYS[way][1] else variants[:1]:  # or nothing is trained
+            key = f"{name} {times:g} {way} {variant} {args.epochs or 'as usual'} {args.seed}"
+            checkpoint = RESULTS / NAME / f"{key.replace(' ', '-')}.checkpoint"
+            if key not in runs:
+                started = time.perf_counter()
+                runs[key] = pruned(name, times, way, variant, args.epochs, args.threads, args.seed, checkpoint)
+                print(f"{key}: {time.perf_counter() - started:.0f} s in all", flush=True)
+            alike = {"network": name, "asked": times, "way": way, "epochs": runs[key]["epochs"], "seed": args.seed}
+            same = [row for row in runs.values() if all(row[each] == value for each, value in alike.items())]
+            claims = joined({"claims": [vars(each) for each in claims]}, [claim_of(same)])
+            save(NAME, TITLE, claims, threads=args.threads, seed=args.seed, runs=runs)
+            checkpoint.unlink(missing_ok=True)
     show(TITLE, claims)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -115,16 +116,14 @@ def main() -> None:
     score = facts["test"]["score"]
     claims = [Claim("two classes, floats", "", f"{file.stat().st_size / 1e6:.2f} MB, {100 * score:.2f} %, "
                     f"trained {facts['seconds']:.0f} s")]  # fmt: skip
-    save("transfer", TITLE, joined(earlier("transfer"), claims), two_classes=facts, threads=args.threads)
-    rows: list[dict[str, Any]] = []
-    for way in args.ways:
-        for times in args.times:
-            rows.append(smaller(way, file, times, train, test, args.threads, args.seed))
-            claims.append(claim_of(rows[-1]))
-            before = earlier("transfer")
-            known = [row for row in before.get("rows", []) if (row["way"], row["times"]) != (way, times)]
-            save("transfer", TITLE, joined(before, claims), two_classes=facts, rows=[*known, rows[-1]],
-                 threads=args.threads)  # fmt: skip
+    before = earlier("transfer")
+    rows: list[dict[str, Any]] = before.get("rows", [])
+    save("transfer", TITLE, joined(before, claims), two_classes=facts, rows=rows, threads=args.threads)
+    for way, times in product(args.ways, args.times):
+        row = smaller(way, file, times, train, test, args.threads, args.seed)
+        claims.append(claim_of(row))
+        rows = [*(known for known in rows if (known["way"], known["times"]) != (way, times)), row]
+        save("transfer", TITLE, joined(before, claims), two_classes=facts, rows=rows, threads=args.threads)
     show(TITLE, joined(earlier("transfer"), []))
 
 
