@@ -8,7 +8,7 @@ the images says which epoch is kept, and the test split is scored once for each.
 5 % of them, the taught student is at least a point better than the one alone, or at most half as far from the teacher;
 and in how many epochs it gets where the one alone ends. Scores are means over the seeds.
 
-    python benchmarks/distil.py                      # 20 minutes on one core
+    python benchmarks/distil.py --sets mnist         # half an hour on one core, cats and dogs an hour
     python benchmarks/distil.py --sets cats --shares 0.05 --seeds 0 1 2
 """
 
