@@ -163,10 +163,9 @@ def compress(
     data = None if data is None else as_data(data)
     whole = chosen is not None and chosen.whole
     told = with_training_of(recipe, settings or {}, train, checkpoint)
-    how = told.get("training", {}) if whole else {} if train is None else train.plain()
     task = open_task(
         model, data, test, weights, example, metric, threads, device, seed, trains=whole,
-        hold_back=how.get("hold_back"),
+        hold_back=told.get("training", {}).get("hold_back") if train is None else train.hold_back,
     )  # fmt: skip
     limited = flash if chosen is None or chosen.budgets is None or "size" in chosen.budgets else None
     budget = budget or Budget(size=limited)
