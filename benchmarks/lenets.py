@@ -71,9 +71,8 @@ def digits(name: str) -> Dataset:
     return open_data(data_folder() / name, preprocess=DIGITS)
 
 
-def load_split(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prepared digits (N, 1, 28, 28) and classes (N,)."""
-    data = digits(name)
+def tensors(data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Digits (N, 1, 28, 28) and classes (N,)."""
     return torch.tensor(np.asarray(data)), torch.tensor(np.asarray(data.labels)).long()
 
 
@@ -88,17 +87,27 @@ def moved(images: torch.Tensor, most: int, random: torch.Generator) -> torch.Ten
     return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def train_and_save(name: str, seed: int, folder: Path, threads: int) -> None:
-    """Train one network on the training digits; write its weights and how well it does."""
+def train_and_save(
+    name: str, seed: int, folder: Path, threads: int, learned: Dataset | None = None, scored: Dataset | None = None
+) -> None:
+    """Train one network on some digits; write its weights and how well it does on others.
+
+    Args:
+        name: of `NETWORKS`.
+        seed: of weights, order and moves.
+        folder: gets a folder of that name.
+        threads: to compute with.
+        learned, scored: digits with labels; the training split and the test split when None.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     net, one = NETWORKS[name](), RECIPES[name]
     recipe = Recipe(one.epochs, one.batch, one.rate, one.decay, seed)
     seconds = fit(
-        net, *load_split(MNIST_TRAIN), recipe, lambda part, random: moved(part, SHIFTS.get(name, SHIFT), random),
-        checkpoint_of(folder / name, seed),
+        net, *tensors(learned or digits(MNIST_TRAIN)), recipe,
+        lambda part, random: moved(part, SHIFTS.get(name, SHIFT), random), checkpoint_of(folder / name, seed),
     )  # fmt: skip
-    images, labels = load_split(MNIST_TEST)
+    images, labels = tensors(scored or digits(MNIST_TEST))
     hits = answers(net, images).argmax(1) == labels
     facts = {
         "network": name, "seed": seed, "epochs": recipe.epochs, "seconds": seconds,
@@ -107,11 +116,18 @@ def train_and_save(name: str, seed: int, folder: Path, threads: int) -> None:
     save_weights(net, facts, folder / name)
 
 
-def network(name: str, seed: int = 0, folder: Path = WEIGHTS, threads: int = 1) -> nn.Module:
-    """The trained network of a name and seed, trained now if its weights are missing."""
+def network(
+    name: str,
+    seed: int = 0,
+    folder: Path = WEIGHTS,
+    threads: int = 1,
+    learned: Dataset | None = None,
+    scored: Dataset | None = None,
+) -> nn.Module:
+    """The trained network of a name and seed; `train_and_save` trains it now if its weights are missing."""
     path = folder / name / f"seed{seed}.safetensors"
     if not path.exists():
-        train_and_save(name, seed, folder, threads)
+        train_and_save(name, seed, folder, threads, learned, scored)
     net = NETWORKS[name]()
     net.load_state_dict(load_file(path))
     return net.eval()

@@ -4,6 +4,7 @@
     flip     half of them mirrored, left to right
     zoom20   magnified by up to 20 %
     turn10   turned by up to 10 degrees
+    elastic5 bent: places pushed by 5 % of a side (root mean square), near ones alike (doi:10.1109/ICDAR.2003.1227801)
 
 What comes into view at a border repeats the border's pixels: inputs are normalised, and zero need not be black.
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 from smidgen.errors import DataError, UserError
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+SMOOTHNESS = 4 / 29  # of a side: the Gaussian's width in Simard et al. 2003, four pixels of 29
 
 
 def augmented(
@@ -51,13 +53,13 @@ def read_augment(name: str) -> Augment:
     >>> read_augment("flip")(torch.tensor([[[[1.0, 2.0]]]]), torch.Generator().manual_seed(1)).shape
     torch.Size([1, 1, 1, 2])
     """
-    found = re.fullmatch(r"(shift|zoom|turn)([1-9]\d{0,2})|flip", name)
+    found = re.fullmatch(r"(shift|zoom|turn|elastic)([1-9]\d{0,2})|flip", name)
     if not found:
-        raise UserError(f"augment: {name!r} is none of shift2, flip, zoom20, turn10 (with any number)")
+        raise UserError(f"augment: {name!r} is none of shift2, flip, zoom20, turn10, elastic5 (with any number)")
     if name == "flip":
         return _flip
     most = int(found[2])
-    change: Callable[[Tensor, int, torch.Generator], Tensor] = {"shift": _shift, "zoom": _zoom, "turn": _turn}[found[1]]
+    change = CHANGES[found[1]]
     return lambda images, generator: change(images, most, generator)
 
 
@@ -109,8 +111,29 @@ def _turn(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     return _seen(images, [[cosine, -sine * tall, none], [sine / tall, cosine, none]])
 
 
-def _seen(images: Tensor, rows: list[list[Tensor]]) -> Tensor:
-    """The images through an affine map of the places they are read at."""
+def _bend(images: Tensor, root_mean_square: int, generator: torch.Generator) -> Tensor:
+    """Noise at knots one Gaussian's width apart, smoothed by it: of the same strength everywhere to one in 10,000."""
+    down, across = (_bumps(side, images) for side in images.shape[2:])
+    noise = torch.randn(len(images), 2, down.shape[1], across.shape[1], generator=generator).to(images)
+    # At this spacing the squares of a Gaussian's values add up to √π along either axis; a side is two units long.
+    pushed = (down @ noise @ across.T) * (2 * root_mean_square / 100 / math.sqrt(math.pi))
+    none = torch.zeros(len(images))
+    return _seen(images, [[none + 1, none, none], [none, none + 1, none]], pushed.permute(0, 2, 3, 1))
+
+
+def _bumps(side: int, like: Tensor) -> Float[Tensor, "side knots"]:
+    """Gaussians about knots, those beside the image too, at its pixels."""
+    knots = torch.arange(-3, math.ceil(1 / SMOOTHNESS) + 4, dtype=like.dtype, device=like.device)
+    pixels = (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5) / side
+    return torch.exp(-0.5 * (pixels[:, None] / SMOOTHNESS - knots) ** 2)
+
+
+def _seen(images: Tensor, rows: list[list[Tensor]], pushed: Tensor | float = 0.0) -> Tensor:
+    """The images through an affine map of the places they are read at, each then pushed by so much."""
     maps = torch.stack([torch.stack(row, 1) for row in rows], 1).to(images)
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return F.grid_sample(images, grid + pushed, padding_mode="border", align_corners=False)
+
+
+Change = Callable[[Tensor, int, torch.Generator], Tensor]
+CHANGES: dict[str, Change] = {"shift": _shift, "zoom": _zoom, "turn": _turn, "elastic": _bend}

@@ -58,16 +58,35 @@ def test_a_turn_is_a_turn_in_images_that_are_not_square():
     assert torch.allclose(at.norm(dim=1), torch.tensor(5.0), atol=0.02)
 
 
+def test_bent_places_are_pushed_as_far_as_told_and_their_neighbours_alike():
+    tall, wide = 24, 40
+    rows, columns = torch.meshgrid(torch.arange(1.0 * tall) - 12, torch.arange(1.0 * wide) - 20, indexing="ij")
+    places = torch.stack([rows, columns]).repeat(2000, 1, 1, 1)
+    pushed = drawn(["elastic2"], places) - places
+    inner = pushed[:, :, 5:-5, 5:-5]  # nothing beside the image is in view
+    root_mean_square = inner.square().mean(0).sqrt()
+    assert torch.allclose(root_mean_square[0], torch.tensor(0.02 * tall), rtol=0.08)
+    assert torch.allclose(root_mean_square[1], torch.tensor(0.02 * wide), rtol=0.08)
+    assert inner.mean(0).abs().max() < 0.1 * 0.02 * wide
+    # Two places one Gaussian's width apart are correlated as its own autocorrelation is: exp(-1/4).
+    apart = round(4 / 29 * wide)
+    there, here = inner[:, 1, :, apart:], inner[:, 1, :, :-apart]
+    assert float((there * here).mean() / (there.std() * here.std())) == pytest.approx(
+        torch.tensor(-0.25 * (apart / wide / (4 / 29)) ** 2).exp().item(), abs=0.03
+    )
+    assert inner[:, :, 1:, 1:].sub(inner[:, :, :-1, :-1]).abs().max() < 1.2, "nothing is folded"
+
+
 def test_the_same_seed_is_the_same_change():
     images = torch.rand(8, 3, 9, 7)
-    names = ["shift1", "flip", "zoom10", "turn5"]
+    names = ["shift1", "flip", "zoom10", "turn5", "elastic3"]
     assert torch.equal(drawn(names, images, 3), drawn(names, images, 3))
     assert not torch.equal(drawn(names, images, 3), drawn(names, images, 4))
     assert torch.equal(drawn([], images), images)
 
 
 def test_what_cannot_be_is_told():
-    for name in ("shift", "shift0", "flip2", "blur3", "zoom9999"):
+    for name in ("shift", "shift0", "flip2", "blur3", "zoom9999", "elastic"):
         with pytest.raises(UserError, match="augment: "):
             read_augment(name)
     with pytest.raises(DataError, match="an input has the shape"):
