@@ -29,7 +29,9 @@ from smidgen.data import Dataset, open_data
 NAME, TITLE = "finetuning", "Decomposition and fine-tuning: the small VGG, before and after"
 HOME = RESULTS / NAME
 LABELS = 0.5  # of what is learned from; the rest are the original's answers
-TRAINING = {"epochs": 4, "batch": 128, "lr": 1e-3, "augment": ("shift4", "flip"), "precision": "mixed"}
+TRAINING = {
+    "epochs": 12, "batch": 128, "lr": 1e-3, "augment": ("shift4", "flip"), "precision": "mixed", "average": 0.999,
+}  # fmt: skip
 FEWER = 3.0  # times
 # Methods, their settings, and the share of multiply-adds that is left: that of another way, or as many as come out.
 WAYS: dict[str, tuple[tuple[str, ...], dict[str, Any], str | float | None]] = {

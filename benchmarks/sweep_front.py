@@ -27,7 +27,8 @@ from claims import RESULTS, Claim, save, show
 from smidgen.data import open_data
 from smidgen.pipeline.sweep import sweep
 from smidgen.planning.front import JOINT, score_at
-from smidgen.report.sweep import Sweep, curves_of
+from smidgen.report.front import curves_of
+from smidgen.report.sweep import Sweep
 
 TITLE = "A front in one run: ResNet-20 on CIFAR-10"
 RESNET = "resnet20_cifar10_jpegft.onnx"

@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import argparse
 
-SHELLS = ("bash", "zsh", "fish")
+from smidgen.cli.parser import COMMANDS, commands
+
 DONE = 0
-
-
-def add_completion(parser: argparse.ArgumentParser) -> None:
-    """Options of ``smidgen completion``."""
-    parser.add_argument("shell", choices=SHELLS, help="bash, zsh or fish: smidgen completion bash >> ~/.bashrc")
 
 
 def completion(options: argparse.Namespace) -> int:
     """``smidgen completion``."""
-    from smidgen.cli.parser import COMMANDS, commands
-
     print({"bash": bash, "zsh": zsh, "fish": fish}[options.shell](commands(), COMMANDS), end="")
     return DONE
 

@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Sequence
 from typing import NoReturn
 
-from smidgen.cli.completion import add_completion
 from smidgen.cli.option_groups import (
     add_budget,
     add_common,
@@ -20,7 +19,7 @@ from smidgen.cli.option_groups import (
     add_work,
 )
 from smidgen.cli.serving_options import add_serving
-from smidgen.cli.showing_options import add_report, add_sweep
+from smidgen.cli.showing_options import add_completion, add_report, add_sweep
 from smidgen.cli.training_options import add_glimpse, add_recovery, add_training
 from smidgen.errors import UserError
 

@@ -1,8 +1,10 @@
-"""What ``smidgen sweep`` and ``smidgen report`` take."""
+"""What ``smidgen sweep``, ``smidgen report`` and ``smidgen completion`` take."""
 
 from __future__ import annotations
 
 import argparse
+
+SHELLS = ("bash", "zsh", "fish")
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -31,3 +33,8 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE.html", help="where the page goes (report.html in FOLDER; of "
                         "two, comparison.html here)")  # fmt: skip
     parser.add_argument("--open", action="store_true", help="show it in the browser")
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    """Options of ``smidgen completion``."""
+    parser.add_argument("shell", choices=SHELLS, help="bash, zsh or fish: smidgen completion bash >> ~/.bashrc")

@@ -71,19 +71,6 @@ def peak_activation_bytes(path: str | Path) -> int | None:
     return None if peak is None else peak.nbytes
 
 
-def peak_of(path: str | Path) -> Peak | None:
-    """`peak_activations` of a file of any kind; None of one whose layers are compiled.
-
-    Args:
-        path: an ONNX or a TFLite file, or another.
-    """
-    if Path(path).suffix == ".tflite":
-        from smidgen.measure.tflite_activations import tflite_peak  # LiteRT's schema is optional
-
-        return tflite_peak(path)
-    return peak_activations(path) if Path(path).suffix == ".onnx" else None
-
-
 def peak_activations(path: str | Path) -> Peak | None:
     """`peak_activation_bytes`, and which values they are.
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from smidgen.budget import format_size, parse_size
 from smidgen.errors import BudgetError
-from smidgen.measure.activations import peak_of
 from smidgen.measure.ledger import FLOAT_BYTES, Weight, layer_weights, weigh, zipped_nbytes
+from smidgen.measure.peak import peak_of
 from smidgen.report.result import Result
 from smidgen.runtimes.micro import MICRO_END, arena_nbytes
 

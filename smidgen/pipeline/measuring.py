@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from smidgen.data import Dataset
-from smidgen.measure.activations import peak_of
 from smidgen.measure.cost import file_cost
+from smidgen.measure.peak import peak_of
 from smidgen.measure.scores import Judge, Loss, Metric, Scores
 from smidgen.measure.speed import compare_speed
 from smidgen.report.measured import Measured

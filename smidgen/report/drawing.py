@@ -88,7 +88,7 @@ def front_picture(record: Mapping[str, Any], curves: Mapping[str, Sequence[Mappi
 
     Args:
         record: the dictionary of ``sweep.json``.
-        curves: points by curve, from `smidgen.report.sweep.curves_of`.
+        curves: points by curve, from `smidgen.report.front.curves_of`.
     """
     original = record["original"]
     top = original.get("test_score")

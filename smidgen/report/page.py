@@ -8,10 +8,10 @@ from typing import Any
 
 from smidgen.report import wording
 from smidgen.report.drawing import became, front_picture, layers_picture
+from smidgen.report.front import curves_of, sweep_verdict
 from smidgen.report.html import Safe, document, table, tag, text
 from smidgen.report.style import SCRIPT, STYLE
 from smidgen.report.summary import verdict
-from smidgen.report.sweep import curves_of, sweep_verdict
 from smidgen.report.table import file_rows, notes_of
 
 MOST_LAYERS = 600  # rows of a table; a page of more is no page

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.report import wording
-from smidgen.report.sweep import curves_of
+from smidgen.report.front import curves_of
 
 # Okabe and Ito's palette (Color Universal Design, 2008); every curve has a marker and a dash of its own too.
 STYLES: tuple[tuple[str, str, Any], ...] = (

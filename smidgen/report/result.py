@@ -17,7 +17,9 @@ from smidgen.data import Dataset
 from smidgen.errors import OutputError
 from smidgen.model.replace import save_network
 from smidgen.planning.plan import Plan
+from smidgen.report.page import changed_of, in_notebook, result_page
 from smidgen.report.table import to_text
+from smidgen.report.thumbnails import thumbnails
 from smidgen.site import Site, Stored
 
 ORIGINAL = "original.onnx"  # the file of an original that was none
@@ -67,15 +69,10 @@ class Result:
 
     def page(self) -> str:
         """``report.html``: everything the record says, and the inputs whose answer changed."""
-        from smidgen.report.page import changed_of, result_page
-        from smidgen.report.thumbnails import thumbnails
-
         places = [each["place"] for each in (changed_of(self.record) or {"inputs": []})["inputs"]]
         return result_page(self.record, {} if self.test is None else thumbnails(self.test, places))
 
     def _repr_html_(self) -> str:
-        from smidgen.report.page import in_notebook
-
         return in_notebook(self.page())
 
     def table(self) -> str:

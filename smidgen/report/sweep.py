@@ -7,7 +7,6 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,9 @@ from rich.text import Text
 from smidgen.budget import parse_size
 from smidgen.errors import OutputError, UserError
 from smidgen.report import wording
+from smidgen.report.front import sweep_verdict
+from smidgen.report.page import in_notebook, sweep_page
+from smidgen.report.picture import can_draw, draw_front
 from smidgen.report.result import Scratch, save_together
 
 RECORD, TABLE, PICTURES = "sweep.json", "sweep.csv", ("sweep.png", "sweep.svg")
@@ -154,9 +156,6 @@ class Sweep:
         Raises:
             OutputError: when it cannot be written.
         """
-        from smidgen.report.page import sweep_page
-        from smidgen.report.picture import can_draw, draw_front
-
         place = Path(folder)
         if place.resolve() != self.folder.resolve():
             try:
@@ -175,8 +174,6 @@ class Sweep:
         return save_together(place, write)
 
     def _repr_html_(self) -> str:
-        from smidgen.report.page import in_notebook, sweep_page
-
         return in_notebook(sweep_page(self.record))
 
 
@@ -206,27 +203,6 @@ def points_table(record: dict[str, Any]) -> Table:
     return table
 
 
-def sweep_verdict(record: dict[str, Any]) -> str:
-    """The chosen point in one sentence, without a full stop.
-
-    Takes the dictionary of ``sweep.json``.
-    """
-    point = next(each for each in record["points"] if each["name"] == record["chosen"])
-    original, test = record["original"], point["test"]
-    score = f"{record['measure']} {wording.share(test['score'])}"
-    if original.get("test_score") is not None:
-        score = f"{record['measure']} {wording.share(original['test_score'])} → {wording.share(test['score'])}"
-    speed = f", {wording.times(point['speedup'])} as fast" if point.get("speedup") else ""
-    how = {"knee": "where the front bends most"}.get(
-        record["budget"]["kind"], f"by {record['budget']['kind']} {record['budget']['value']}"
-    )
-    missed = "" if record["met"] else "; NO point meets it, this one comes nearest"
-    return (
-        f"{point['name']}, {how}: {wording.size(original['nbytes'])} → {wording.size(point['nbytes'])} "
-        f"({wording.times(point['ratio'])} smaller), {score} on the test inputs{speed}{missed}"
-    )
-
-
 def to_csv(record: dict[str, Any]) -> str:
     """A line a point; numbers as they are, names that a spreadsheet could take for a formula quoted."""
     stream = io.StringIO()
@@ -251,10 +227,3 @@ def _cell(value: Any) -> Any:
 
 def _ms(value: float | None) -> str:
     return wording.MISSING if value is None else f"{wording.number(value)} ms"
-
-
-def curves_of(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Points by curve, the joint one first, each by falling bytes."""
-    names = dict.fromkeys(name for point in record["points"] for name in point["curves"])
-    ordered: Sequence[str] = sorted(names, key=lambda name: (name != "joint", name))
-    return {name: [point for point in record["points"] if name in point["curves"]] for name in ordered}

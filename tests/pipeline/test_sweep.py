@@ -17,7 +17,8 @@ from smidgen.pipeline import sweep as module
 from smidgen.pipeline.sweep_book import choice
 from smidgen.pipeline.sweep_jobs import evaluate
 from smidgen.planning.front import JOINT
-from smidgen.report.sweep import Mark, curves_of, read_mark, read_marks
+from smidgen.report.front import curves_of
+from smidgen.report.sweep import Mark, read_mark, read_marks
 from tests.pipeline.pictures import pictures
 
 SETTINGS = {"points": 4, "methods": ["svd", "tucker2"], "threads": 1, "seed": 1}
