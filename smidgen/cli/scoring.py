@@ -14,6 +14,7 @@ from smidgen.data import Dataset, check_labels
 from smidgen.errors import LoadError
 from smidgen.measure.memory import UNKNOWN, peak_rss_bytes
 from smidgen.measure.scores import load_metric
+from smidgen.model.onnx import whole_onnx
 from smidgen.pipeline.samples import sample_inputs
 from smidgen.pipeline.task import Progress
 from smidgen.report.record import measure_files, versions
@@ -40,9 +41,9 @@ def score_files(
         UserError: for files that cannot be opened and data that do not fit.
     """
     threads = threads or torch.get_num_threads()
-    paths = {"original": Path(file if against is None else against)}
+    paths = {"original": whole_onnx(file if against is None else against)}
     if against is not None:
-        paths["onnx"] = Path(file)
+        paths["onnx"] = whole_onnx(file)
     one = np.zeros(0)
     for path in paths.values():
         with open_file(path, threads) as runner:

@@ -28,7 +28,7 @@ class Network:
         name: short name for messages and reports.
         input_shape: one input with its batch axis, None where a size is free; empty when unknown.
         input_name, output_names: names for written files; no output names where torch shall choose.
-        source: the given ONNX file, when it was one: the original that written files are compared with.
+        source: the given ONNX file, when it was one, with all its weights: what written files are compared with.
     """
 
     module: nn.Module
@@ -85,11 +85,11 @@ def _from_file(path: Path) -> Network:
         raise LoadError(f"load: '{path}' holds weights without the network; give file.py:factory and --weights {path}")
     if path.suffix in (".keras", ".h5", ".tflite", ".pb"):
         raise LoadError(f"load: '{path}' is a TensorFlow file; convert it first: see docs/tensorflow.md")
-    return _from_onnx(path, path)
+    return _from_onnx(path, given=True)
 
 
-def _from_onnx(path: Path, source: Path | None) -> Network:
-    from smidgen.model.onnx import load_onnx
+def _from_onnx(path: Path, given: bool) -> Network:
+    from smidgen.model.onnx import load_onnx, whole_onnx
 
     loaded = load_onnx(path)
     if len(loaded.inputs) != 1:
@@ -97,7 +97,7 @@ def _from_onnx(path: Path, source: Path | None) -> Network:
         raise LoadError(
             f"load: '{path}' takes {len(loaded.inputs)} inputs ({names}); networks with one input are supported"
         )
-    spec = loaded.inputs[0]
+    spec, source = loaded.inputs[0], whole_onnx(path) if given else None
     if spec.dtype == "float64":
         raise LoadError(f"load: '{path}' takes float64 inputs, smidgen gives float32; convert it to float32 first")
     return Network(loaded.module, path.stem, tuple(spec.shape), spec.name, tuple(loaded.output_names), source)
@@ -114,7 +114,7 @@ def _from_program(path: Path) -> Network:
                 written = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
                 assert written is not None  # for the type checker: None comes of the old exporter alone
                 written.save(between)
-                return _from_onnx(between, None)
+                return _from_onnx(between, given=False)
     except LoadError:
         raise
     except Exception as error:

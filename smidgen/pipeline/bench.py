@@ -12,6 +12,7 @@ from smidgen.errors import UserError
 from smidgen.measure.files import nbytes, sha256
 from smidgen.measure.latency import Latency
 from smidgen.measure.speed import compare_speed
+from smidgen.model.onnx import whole_onnx
 from smidgen.pipeline.samples import sample_inputs
 from smidgen.pipeline.task import Data, Progress, as_data
 from smidgen.report.benching import Bench
@@ -55,10 +56,10 @@ def bench(
     counts = _thread_counts(threads)
     if isinstance(repeats, bool) or not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"bench: repeats={repeats} is not between 1 and {MOST_REPEATS}; give e.g. 5")
-    named = [Path(each) for each in ([files] if isinstance(files, (str, Path)) else files)]
+    named = [whole_onnx(each) for each in ([files] if isinstance(files, (str, Path)) else files)]
     if not named:
         raise UserError("bench: there is nothing to time; give a file")
-    original = named[0] if against is None else Path(against)
+    original = named[0] if against is None else whole_onnx(against)
     rest = [each for each in dict.fromkeys(named) if each != original]
     given = None if data is None else as_data(data)
     with open_file(original) as runner:

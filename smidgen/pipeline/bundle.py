@@ -15,6 +15,7 @@ from smidgen.errors import LoadError, OutputError
 from smidgen.export.files import write_bytes
 from smidgen.measure.energy import onnx_energy
 from smidgen.measure.files import nbytes, sha256
+from smidgen.model.onnx import whole_onnx
 from smidgen.pipeline.bench import machine
 from smidgen.pipeline.samples import sample_inputs
 from smidgen.pipeline.task import Data, as_data
@@ -102,7 +103,7 @@ def runnable_files(source: Path, against: str | Path | None) -> tuple[dict[str, 
     found: dict[str, Path] = {}
     left_out: dict[str, str] = {}
     if against is not None:
-        found["original"] = Path(against)
+        found["original"] = whole_onnx(against)
     for name, entry in record["files"].items():
         path = source / Path(str(entry.get("path"))).name
         if path.suffix not in RUNNABLE or path.name.endswith(MICRO_END):

@@ -9,6 +9,7 @@ from typing import Any
 
 from smidgen.data import Preprocess
 from smidgen.errors import DataError, LoadError
+from smidgen.model.onnx import whole_onnx
 from smidgen.report.folder import LARGEST_RECORD, RESULT, parsed
 from smidgen.runtimes.micro import MICRO_END
 
@@ -120,7 +121,7 @@ def _original(place: Path, entry: Mapping[str, Any], against: str | Path | None)
             raise LoadError(f"serve: the original {named!r:.80} is not in '{place}'; give it with --against")
     if path.suffix.lower() not in RUNTIMES:
         raise LoadError(f"serve: no browser runs '{path.name}'; give a file that ends in {' or '.join(RUNTIMES)}")
-    return Network("original", path, _share(entry.get("accuracy")))
+    return Network("original", whole_onnx(path), _share(entry.get("accuracy")))
 
 
 def _inside(place: Path, file: str) -> Path:

@@ -96,7 +96,7 @@ def read_tensor(proto: TensorProto, folder: Path | None = None) -> Tensor:
     if proto.HasField("segment"):
         raise Malformed("tensors stored in segments are not supported")
     if proto.data_location == TensorProto.EXTERNAL:
-        flat = _from_bytes(_external_bytes(proto, folder, count * dtype.itemsize), dtype, count)
+        flat = _from_bytes(external_bytes(proto, folder, count * dtype.itemsize), dtype, count)
     elif proto.HasField("raw_data"):
         flat = _from_bytes(proto.raw_data, dtype, count)
     else:
@@ -130,7 +130,17 @@ def _from_field(proto: TensorProto, dtype: torch.dtype, count: int) -> Tensor:
     return torch.from_numpy(np.array(stored, dtype=np.float64 if dtype.is_floating_point else np.int64)).to(dtype)
 
 
-def _external_bytes(proto: TensorProto, folder: Path | None, expected: int) -> bytes:
+def external_bytes(proto: TensorProto, folder: Path | None, expected: int) -> bytes:
+    """What a tensor that lies in another file has there.
+
+    Args:
+        proto: the tensor.
+        folder: where that file must lie; None refuses it.
+        expected: bytes.
+
+    Raises:
+        Malformed: data outside the folder, missing, or of another length.
+    """
     entries = {entry.key: entry.value for entry in proto.external_data}
     location = entries.get("location", "")
     if folder is None:
