@@ -37,6 +37,17 @@ def test_roles_are_disjoint_and_of_their_sizes(
     assert len(calibration) == min(limit, count - part * (1 if given_test else 2))
 
 
+@given(st.integers(3, 80), st.integers(1, 50), st.booleans(), st.integers(0, 9))
+def test_all_that_is_not_held_back_is_trained_on(count: int, limit: int, given_test: bool, twice: int) -> None:
+    test = _numbered(7, start=1000) if given_test else None
+    x = np.concatenate([np.arange(count), np.full(twice, 1003.0), np.full(twice, 0.0)]).astype(np.float32)[:, None]
+    roles, all_of_it = (split_roles(as_dataset(x), test=test, max_calibration=most) for most in (limit, len(x)))
+    training = np.asarray(roles.training)
+    assert np.array_equal(training, np.asarray(all_of_it.calibration))
+    assert np.array_equal(training[: len(roles.calibration)], np.asarray(roles.calibration))
+    assert not set(training[:, 0]) & {*np.asarray(roles.selection)[:, 0], *np.asarray(roles.test)[:, 0]}
+
+
 def test_what_selection_does_not_need_is_for_calibration_last_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = np.arange(200) % 4
     before = _members(split_roles(_numbered(200, labels), max_calibration=200))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Roles:
         calibration_dropped: items left out because a byte-identical one is in selection or test.
         selection_dropped: items left out because a byte-identical one is in test.
         test_given: whether the test set was given rather than held back.
+        unheld: all that is not held back, calibration first, byte-identical items among it.
     """
 
     calibration: Dataset
@@ -41,6 +43,16 @@ class Roles:
     calibration_dropped: int = 0
     selection_dropped: int = 0
     test_given: bool = False
+    unheld: Dataset | None = None
+
+    @cached_property
+    def training(self) -> Dataset:
+        """All that is for neither selection nor test, calibration inputs first: what there is to train on."""
+        if self.unheld is None:
+            return self.calibration
+        taken = {*self.test.item_hashes, *self.selection.item_hashes}
+        places, _ = _without(self.unheld, np.arange(len(self.unheld)), taken, len(self.unheld))
+        return self.unheld.take(places)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What a report says of each role: count, hash, source, and the overlap that was left out."""
@@ -118,6 +130,7 @@ def split_roles(
         calibration_dropped,
         selection_dropped,
         test is not None,
+        data.take(rest),
     )
 
 

@@ -174,7 +174,7 @@ def compress(
     recovery = (
         None
         if train is None or whole
-        else recovery_of(task, data, train, checkpoint, gradual, mix, reassign, round_activations)
+        else recovery_of(task, train, checkpoint, gradual, mix, reassign, round_activations)
     )
     others, cutting = split_channels(methods, settings or {})
     if cutting is not None and recovery is not None:

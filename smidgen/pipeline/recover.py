@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from smidgen.budget import Budget, format_size
 from smidgen.calibrate.answers import is_classifier, outputs_of
-from smidgen.data import Dataset, split_roles
+from smidgen.data import Dataset
 from smidgen.errors import DataError, PlanError, UserError
 from smidgen.forms import FLOATS, Dense, Masked
 from smidgen.measure.memory import release
@@ -105,7 +105,6 @@ class Recovery:
 
 def recovery_of(
     task: Task,
-    data: Dataset | None,
     training: Training,
     checkpoint: str | Path | None,
     gradual: bool,
@@ -116,25 +115,21 @@ def recovery_of(
     """What is trained on, checked before any work starts.
 
     Args:
-        task: with the data divided.
-        data: all that was given; what is neither selection nor test is trained on, calibration inputs among it.
+        task: with the data divided; what is neither selection nor test is trained on.
         training, checkpoint, gradual, mix, reassign, round_activations: see `compress`.
 
     Raises:
         DataError: no inputs, fewer than a batch, changes of what is no image, or no labels where they are needed.
         UserError: a share that is none, or labels for what is no classifier.
     """
-    if data is None or task.roles is None:
+    if task.roles is None:
         raise DataError("train: there are no inputs to train on; give --data (labels are not needed)")
-    test = task.roles.test if task.roles.test_given else None
-    inputs = split_roles(
-        data, test=test, seed=task.seed, max_calibration=len(data), hold_back=training.hold_back
-    ).calibration
+    inputs = task.roles.training
     if len(inputs) < training.batch:
         raise DataError(f"train: {len(inputs)} inputs are left for training, fewer than a batch of {training.batch}; "
                         f"give more, or --batch {max(1, len(inputs) // 4)}")  # fmt: skip
     check_images(inputs.shape, training.augment)
-    mix = need_labels(data, Mixture(mix=mix).mix)
+    mix = need_labels(inputs, Mixture(mix=mix).mix)
     with torch.no_grad():
         if mix < 1 and not is_classifier(outputs_of(task.prepared.module(task.example.to(task.device)))):
             raise UserError("train: labels are mixed in for classifiers alone; leave the mix out")
