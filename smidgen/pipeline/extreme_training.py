@@ -146,11 +146,16 @@ class Run:
 
     def _price(self) -> Price:
         beside = 0 if self.aim.size is None else self._beside()
-        steps = len(self.roles.calibration) // self.training.batch * self.training.epochs
+        each = len(self.roles.calibration) // self.training.batch
         return Price(
-            self.entropy, steps, price=self.own.price, size=self.aim.size, beside=beside, most_points=self.aim.points,
-            ramp=self.own.ramp,
+            self.entropy, each * self.training.epochs, price=self.own.price, size=self.aim.size, beside=beside,
+            most_points=self.aim.points, ramp=self.own.ramp, rates=self._rates(each),
         )  # fmt: skip
+
+    def _rates(self, each: int) -> list[float]:
+        """The learning rate of every step, as a share of the highest; `each` in an epoch."""
+        plans = [self._plan(number, epochs) for number, epochs in enumerate(self.parts)]
+        return [plan.rate(step, plan.epochs * each) for plan in plans for step in range(plan.epochs * each)]
 
     def _beside(self) -> int:
         """Bytes of the archive that are no integers, told by one of zeros."""

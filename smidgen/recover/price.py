@@ -1,18 +1,22 @@
 """The price on bits while a network trains: λ rises to a given one, or is steered until a budget is met.
 
     given     λ_t = λ · min(1, t / ramp)
-    a size    ln λ_t = ln λ_0 + P·e_t + I·∫ e dt,   e = ln(bytes / aim) + T·d ln(bytes / aim)/dt
+    a size    ln λ_t = ln λ_0 + P·e_t + I·∫ e/r dt,   e = ln(bytes / aim) + T·d ln(bytes / aim)/dt
               aim_t falls geometrically from the first bytes to the size at t = ramp, and stays there
     a drop    ln λ_t = ln λ_0 + D·∫ (1 − drop_t / most) dt, told once an epoch what was measured
 
-t runs from 0 to 1 over the whole training. Bytes are those that the model of the coder predicts, times the ratio of
-what the coder itself last made of the integers to what was predicted for them.
+t runs from 0 to 1 over the whole training; r_t is the highest learning rate from then on, as a share of the highest of
+all. A low rate lets λ do little, so the integral has to run ahead of it: with r = 1 throughout, ResNet-20's file ended
+at 31.6 kB of the 34 kB asked for, λ still falling. Bytes are those that the model of the coder predicts, times the
+ratio of what the coder itself last made of the integers to what was predicted for them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from smidgen.errors import PlanError
@@ -23,6 +27,7 @@ FIRST_PRICE, FIRST_WORTH = 4e-6, 0.05
 LOWEST, HIGHEST = 1e-3, 1e4  # of that; a budget that asks for more cannot be met
 RAMP = 0.4
 PROPORTIONAL, INTEGRAL = 1.0, 24.0
+SLOWEST = 0.05  # of r
 # Bytes follow λ late: what counts is where they will be after this share of the training, by their smoothed slope.
 LEAD, SMOOTH = 0.04, 0.7
 DROP_GAIN = 12.0  # of the drop's integral: e-fold in a twelfth of the training where nothing is lost
@@ -61,6 +66,7 @@ class Price:
         beside: bytes of the file that are no integers.
         most_points: of a drop to reach, told with `dropped`.
         ramp: share of the training in which λ rises, or bytes fall.
+        rates: the learning rate of each step, as a share of the highest; constant when None.
 
     >>> from torch import nn
     >>> price = Price(Entropy(nn.Sequential(nn.Linear(4, 3))), steps=100, price=1e-5)
@@ -74,7 +80,7 @@ class Price:
 
     def __init__(
         self, entropy: Entropy, steps: int, *, price: float | None = None, size: int | None = None, beside: int = 0,
-        most_points: float | None = None, ramp: float = RAMP,
+        most_points: float | None = None, ramp: float = RAMP, rates: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         if size is not None and size <= beside:
             raise PlanError(f"entropy: {size} bytes are asked, and the graph alone takes {beside}; ask for more")
@@ -84,6 +90,8 @@ class Price:
         self.first = worth if price is None or (price == 0 and (size or most_points)) else price
         self.aim = None if size is None else AIM * (size - beside)
         self.most_points, self.beside = most_points, beside
+        # The highest still to come, not the one of now: a warm-up is no end.
+        self._rates = list(accumulate(reversed(rates or [1.0] * self.all_steps), max))[::-1]
         self.every = min(max(self.all_steps // COUNTED, EVERY[0]), EVERY[1])
         self.books = _Steered(price=0.0 if size is None and most_points is None else self.first)
         self.books.predicted_bits = entropy.refresh()
@@ -139,7 +147,8 @@ class Price:
         if books.error is not None:
             books.slope = SMOOTH * books.slope + (1 - SMOOTH) * (error - books.error) / passed
         books.error, error = error, error + LEAD * books.slope
-        books.integral += INTEGRAL * error * passed
+        rate = max(self._rates[min(books.steps, self.all_steps) - 1], SLOWEST)
+        books.integral += INTEGRAL / rate * error * passed
         self._set(PROPORTIONAL * error)
 
     def dropped(self, points: float) -> None:

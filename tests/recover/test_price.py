@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -22,7 +24,8 @@ def problem(seed=0):
 def trained(steps=1500, **asked):
     net, x, y = problem()
     coded = Entropy(net)
-    price = Price(coded, steps, **asked)
+    rates = [0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
+    price = Price(coded, steps, rates=rates, **asked)
     optimizer = torch.optim.Adam([{"params": g["params"]} for g in coded.groups()], lr=3e-3)
     plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
@@ -35,11 +38,26 @@ def trained(steps=1500, **asked):
     return coded, price, float((net(x) - y).square().mean().detach())
 
 
-@pytest.mark.parametrize("size", [500, 1000])
+@pytest.mark.parametrize("size", [300, 500, 1000])
 def test_a_size_is_reached_and_not_far_undercut(size):
     coded, price, _ = trained(size=size, beside=40)
-    assert 0.85 * size <= coded.nbytes() + 40 <= 1.02 * size
+    assert 0.95 * size <= coded.nbytes() + 40 <= size
     assert price.measure() == coded.nbytes() + 40
+
+
+def test_late_errors_are_steered_against_as_much_more_as_the_rate_is_lower():
+    size = round(0.97 * Entropy(problem()[0]).nbytes())
+    falling = [0.2, *[1.0] * 60, *[0.25] * 39]  # the first one is a rate that is still to rise
+    prices = [Price(Entropy(problem()[0]), 100, size=size, rates=rates) for rates in (falling, None)]
+    moved = []
+    for _ in range(100):
+        before = [price.books.integral for price in prices]
+        for price in prices:
+            price.step()
+        moved.append([price.books.integral - at for price, at in zip(prices, before, strict=True)])
+    early, late = moved[19], moved[79]
+    assert early[0] == early[1] > 0
+    assert late[0] == pytest.approx(4 * late[1])
 
 
 def test_more_bytes_are_a_smaller_error():
