@@ -56,15 +56,16 @@ def bench(
     counts = _thread_counts(threads)
     if isinstance(repeats, bool) or not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"bench: repeats={repeats} is not between 1 and {MOST_REPEATS}; give e.g. 5")
-    named = [whole_onnx(each) for each in ([files] if isinstance(files, (str, Path)) else files)]
+    named = [Path(each) for each in ([files] if isinstance(files, (str, Path)) else files)]
     if not named:
         raise UserError("bench: there is nothing to time; give a file")
-    original = named[0] if against is None else whole_onnx(against)
+    original = named[0] if against is None else Path(against)
     rest = [each for each in dict.fromkeys(named) if each != original]
     given = None if data is None else as_data(data)
-    with open_file(original) as runner:
+    whole = {path: whole_onnx(path) for path in (original, *rest)}
+    with open_file(whole[original]) as runner:
         one = sample_inputs(runner, given)
-    for path in (original, *rest):
+    for path in whole.values():
         with open_file(path) as runner:
             runner.run(one)  # told now, not between the measurements
     timings: dict[Path, list[dict[str, Any]]] = {path: [] for path in (original, *rest)}
@@ -72,7 +73,7 @@ def bench(
     for number, count in enumerate(counts):
         for place, path in enumerate(rest or [original]):
             progress("time", number * max(1, len(rest)) + place, total)
-            before, after = compare_speed(original, path, one, count, repeats)
+            before, after = compare_speed(whole[original], whole[path], one, count, repeats)
             if place == 0:
                 timings[original].append(_timing(count, before))
             if path != original:
@@ -83,8 +84,8 @@ def bench(
         "versions": versions(),
         "input": {"shape": list(one.shape), "source": "random" if given is None else given.source},
         "repeats": repeats,
-        "original": _entry(original, timings.pop(original)),
-        "files": [_entry(path, told) for path, told in timings.items()],
+        "original": _entry(original, whole[original], timings.pop(original)),
+        "files": [_entry(path, whole[path], told) for path, told in timings.items()],
     }
     return Bench(record)
 
@@ -110,5 +111,5 @@ def _timing(threads: int, latency: Latency) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _entry(path: Path, timings: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"path": str(path), "nbytes": nbytes(path), "sha256": sha256(path), "timings": timings}
+def _entry(path: Path, whole: Path, timings: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"path": str(path), "nbytes": nbytes(whole), "sha256": sha256(whole), "timings": timings}

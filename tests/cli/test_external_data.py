@@ -109,7 +109,9 @@ def test_sweep_bench_eval_bundle_and_serve_take_it_whole(run: Run, folder: Path,
     code, _, err = run(*asked, "-o", front, "-q")
     assert code == 0, err
     assert json.loads((front / "sweep.json").read_text())["original"]["nbytes"] > WEIGHTS
-    assert smidgen.bench(str(net), repeats=1).record["original"]["nbytes"] > WEIGHTS
+    timed = smidgen.bench(str(net), repeats=1).record["original"]
+    assert timed["nbytes"] > WEIGHTS
+    assert timed["path"] == str(net)
     code, told, err = run("eval", net, "--data", data, "--json", "-q")
     assert code == 0, err
     assert json.loads(told)["files"]["onnx"]["nbytes"] > WEIGHTS
