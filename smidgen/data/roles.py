@@ -31,25 +31,23 @@ class Roles:
         calibration: for statistics; its labels are not needed.
         selection: for choosing (λ, shrinkage, early stop).
         test: scored once, at the end.
+        unheld: all that is for neither of the two, calibration first, items that are byte-identical to theirs among it.
         calibration_dropped: items left out because a byte-identical one is in selection or test.
         selection_dropped: items left out because a byte-identical one is in test.
         test_given: whether the test set was given rather than held back.
-        unheld: all that is not held back, calibration first, byte-identical items among it.
     """
 
     calibration: Dataset
     selection: Dataset
     test: Dataset
+    unheld: Dataset
     calibration_dropped: int = 0
     selection_dropped: int = 0
     test_given: bool = False
-    unheld: Dataset | None = None
 
     @cached_property
     def training(self) -> Dataset:
         """All that is for neither selection nor test, calibration inputs first: what there is to train on."""
-        if self.unheld is None:
-            return self.calibration
         taken = {*self.test.item_hashes, *self.selection.item_hashes}
         places, _ = _without(self.unheld, np.arange(len(self.unheld)), taken, len(self.unheld))
         return self.unheld.take(places)
@@ -127,10 +125,10 @@ def split_roles(
         data.take(calibration),
         data.take(selection),
         held_back,
+        data.take(rest),
         calibration_dropped,
         selection_dropped,
         test is not None,
-        data.take(rest),
     )
 
 

@@ -146,16 +146,11 @@ class Run:
 
     def _price(self) -> Price:
         beside = 0 if self.aim.size is None else self._beside()
-        each = len(self.roles.calibration) // self.training.batch
+        each = self._steps_an_epoch
         return Price(
             self.entropy, each * self.training.epochs, price=self.own.price, size=self.aim.size, beside=beside,
-            most_points=self.aim.points, ramp=self.own.ramp, rates=self._rates(each),
+            most_points=self.aim.points, ramp=self.own.ramp, rates=rates_of(self._plans(), each),
         )  # fmt: skip
-
-    def _rates(self, each: int) -> list[float]:
-        """The learning rate of every step, as a share of the highest; `each` in an epoch."""
-        plans = [self._plan(number, epochs) for number, epochs in enumerate(self.parts)]
-        return [plan.rate(step, plan.epochs * each) for plan in plans for step in range(plan.epochs * each)]
 
     def _beside(self) -> int:
         """Bytes of the archive that are no integers, told by one of zeros."""
@@ -211,6 +206,13 @@ class Run:
             device=self.task.device, progress=self._tell,
         )  # fmt: skip
 
+    @property
+    def _steps_an_epoch(self) -> int:
+        return len(self.roles.calibration) // self.training.batch
+
+    def _plans(self) -> list[Training]:
+        return [self._plan(number, epochs) for number, epochs in enumerate(self.parts)]
+
     def _plan(self, number: int, epochs: int) -> Training:
         """The training of a part: the rate falls in the last."""
         schedule = self.training.schedule if number + 1 == len(self.parts) else "constant"
@@ -219,8 +221,7 @@ class Run:
     def _step_scale(self) -> float:
         if self.own.step_scale is not None:
             return self.own.step_scale
-        each = len(self.roles.calibration) // self.training.batch
-        return step_scale_of([self._plan(number, epochs) for number, epochs in enumerate(self.parts)], each)
+        return step_scale_of(self._plans(), self._steps_an_epoch)
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         self.progress(f"{stage} ({self.price.nbytes / 1000:.1f} kB now)", done, total)
@@ -314,10 +315,21 @@ def step_scale_of(parts: Sequence[Training], each: int) -> float:
     """
     if any(part.optimizer != "adamw" for part in parts):
         return 1.0
-    counts = [part.epochs * each for part in parts]
-    way = sum(part.lr * part.rate(step, count) for part, count in zip(parts, counts, strict=True)
-              for step in range(count))  # fmt: skip
+    way = sum(part.lr * part.rate(step, part.epochs * each) for part in parts for step in range(part.epochs * each))
     return max(1.0, math.log(TRAVEL) / max(way, 1e-9))
+
+
+def rates_of(parts: Sequence[Training], each: int) -> list[float]:
+    """The learning rate of every step, as a share of the highest.
+
+    Args:
+        parts: of the training.
+        each: optimizer's steps in an epoch.
+
+    >>> rates_of([Training(epochs=1, schedule="constant", warmup=0.0)], 3)
+    [1.0, 1.0, 1.0]
+    """
+    return [part.rate(step, part.epochs * each) for part in parts for step in range(part.epochs * each)]
 
 
 def parts_of(epochs: int) -> list[int]:

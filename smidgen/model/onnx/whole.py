@@ -55,7 +55,7 @@ def whole_onnx(path: str | Path) -> Path:
     if model.ByteSize() > LARGEST:
         raise LoadError(f"onnx: '{path}' has more than {LARGEST} bytes with its weights; give a smaller network")
     content = model.SerializeToString(deterministic=True)
-    copy = _copies() / hashlib.sha256(content).hexdigest()[:16] / path.name
+    copy = Path(_copies().name) / hashlib.sha256(content).hexdigest()[:16] / path.name
     if not copy.is_file():
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(content)
@@ -89,9 +89,6 @@ def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
 
 
 @cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
+def _copies() -> tempfile.TemporaryDirectory[str]:
+    """Removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="smidgen-")
-
-
-def _copies() -> Path:
-    return Path(_folder().name)
