@@ -37,15 +37,12 @@ def test_roles_are_disjoint_and_of_their_sizes(
     assert len(calibration) == min(limit, count - part * (1 if given_test else 2))
 
 
-@given(st.integers(3, 80), st.integers(1, 50), st.booleans(), st.integers(0, 9))
+# No part is of copies alone, which would be refused: a fifth of all is more than the 2 · twice + 2 that are alike.
+@given(st.integers(40, 120), st.integers(1, 50), st.booleans(), st.integers(0, 3))
 def test_all_that_is_not_held_back_is_trained_on(count: int, limit: int, given_test: bool, twice: int) -> None:
     test = _numbered(7, start=1000) if given_test else None
     x = np.concatenate([np.arange(count), np.full(twice, 1003.0), np.full(twice, 0.0)]).astype(np.float32)[:, None]
-    try:
-        roles, all_of_it = (split_roles(as_dataset(x), test=test, max_calibration=most) for most in (limit, len(x)))
-    except DataError as refused:
-        assert twice and "nothing is left" in str(refused), "only where what is left is held back as well"
-        return
+    roles, all_of_it = (split_roles(as_dataset(x), test=test, max_calibration=most) for most in (limit, len(x)))
     training = np.asarray(roles.training)
     assert np.array_equal(training, np.asarray(all_of_it.calibration))
     assert np.array_equal(training[: len(roles.calibration)], np.asarray(roles.calibration))

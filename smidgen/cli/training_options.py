@@ -73,7 +73,7 @@ def _add_settings(group: Any, lr: float, *, given_only: bool = False) -> None:
     add("--optimizer", None, "adamw", "(adamw)", choices=("adamw", "sgd"))
     add("--schedule", None, "cosine", "of the rate", choices=("cosine", "constant", "rewind"))
     add("--weight-decay", "SHARE", 0.0, "of weights, not of biases (0)", float)
-    add("--augment", "NAMES", None, "change images anew each time: shift2,flip,zoom20,turn10,elastic4")
+    add("--augment", "NAMES", None, "change images anew each time: shift2,flip,zoom20,turn10,elastic4,mixup")
     add("--average", "SHARE", None, "keep a running average of the weights: of itself at each step, 0.999", float)
     add("--hold-back", "N", None, "inputs that choose the epoch, not trained on (a fifth, at most 5000)", int)
     add("--patience", "N", None, "epochs without a better one after which it stops", int)

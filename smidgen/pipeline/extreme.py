@@ -96,7 +96,10 @@ def read_settings(given: Mapping[str, Mapping[str, Any]], seed: int) -> tuple[Se
     if unknown:
         raise PlanError(f"{NAME}: there is no setting {unknown[0]!r}; there are: training, {', '.join(known)}")
     plain = {**DEFAULTS.plain(), "seed": seed, **given.get("training", {})}
-    return Settings(**given.get(NAME, {})), Training.from_plain(plain)
+    own, training = Settings(**given.get(NAME, {})), Training.from_plain(plain)
+    if training.mixes and not own.live:
+        raise PlanError(f"{NAME}: the original has to answer mixed images themselves; leave live=false out, or mixup")
+    return own, training
 
 
 def _plain(own: Settings) -> dict[str, Any]:

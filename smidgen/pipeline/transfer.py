@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smidgen.calibrate.answers import as_logits
@@ -23,6 +22,7 @@ from smidgen.model.heads import with_head
 from smidgen.model.load import Network, load_network
 from smidgen.pipeline.task import Data, Progress, Threads
 from smidgen.pipeline.training import Ground, finish, open_ground, original_file, weights_digest, write_network
+from smidgen.recover.distil import label_loss
 from smidgen.recover.loop import Fitted, fit
 from smidgen.recover.scoring import indistinct, labelled_score
 from smidgen.recover.training import Training
@@ -167,7 +167,7 @@ class _Work:
 
     def _loss(self, x: Tensor, labels: Tensor | None) -> Tensor:
         assert labels is not None  # asked for before anything began
-        return F.cross_entropy(as_logits(self.net(x).float()), labels)
+        return label_loss(as_logits(self.net(x).float()), labels)
 
     def _within(self, training: Training, share: float) -> Training:
         limit = self.training.time_limit

@@ -1,10 +1,11 @@
-"""Changes of training images that leave their class as it is, drawn anew for each batch.
+"""Changes of training images, drawn anew for each batch; all but the last leave the class of an image as it is.
 
     shift2   moved by up to 2 pixels either way
     flip     half of them mirrored, left to right
     zoom20   magnified by up to 20 %
     turn10   turned by up to 10 degrees
     elastic5 bent: places pushed by 5 % of a side (root mean square), near ones alike (doi:10.1109/ICDAR.2003.1227801)
+    mixup    (1 − a)·x + a·y, y another of the batch, a ~ U(0, 1) for each; labels alike (arXiv:1710.09412)
 
 What comes into view at a border repeats the border's pixels: inputs are normalised, and zero need not be black.
 """
@@ -17,19 +18,20 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from smidgen.errors import DataError, UserError
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+MIXUP = "mixup"
 SMOOTHNESS = 4 / 29  # of a side: the Gaussian's width in Simard et al. 2003, four pixels of 29
 
 
 def augmented(
     images: Float[Tensor, "n c h w"], names: Sequence[str], generator: torch.Generator
 ) -> Float[Tensor, "n c h w"]:
-    """A batch of images, changed in each named way in turn.
+    """A batch of images, changed in each named way in turn, but not mixed.
 
     Args:
         images: on any device.
@@ -40,12 +42,41 @@ def augmented(
     torch.Size([2, 1, 4, 4])
     """
     for name in names:
-        images = read_augment(name)(images, generator)
+        if name != MIXUP:
+            images = read_augment(name)(images, generator)
     return images
 
 
+def mixed(
+    images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None, classes: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n classes"] | None]:
+    """Each image mixed with another of the batch, and the shares of classes in it (Zhang et al., arXiv:1710.09412).
+
+    Shares are drawn evenly, as for networks that learn from another one (Beyer et al., arXiv:2106.05237).
+
+    Args:
+        images: on any device.
+        labels: classes, or None.
+        classes: how many there are.
+        generator: on the CPU.
+
+    >>> x, y = torch.eye(2)[:, None, None], torch.tensor([0, 1])
+    >>> images, shares = mixed(x, y, 2, torch.Generator().manual_seed(1))
+    >>> torch.equal(images.squeeze(), shares)
+    True
+    """
+    share, others = torch.rand(len(images), generator=generator), torch.randperm(len(images), generator=generator)
+    share, others = share.to(images), others.to(images.device)
+    lone = share[:, None, None, None]
+    whole = (1 - lone) * images + lone * images[others]
+    if labels is None:
+        return whole, None
+    alone = F.one_hot(labels, classes).to(share)
+    return whole, (1 - share[:, None]) * alone + share[:, None] * alone[others]
+
+
 def read_augment(name: str) -> Augment:
-    """The change that a name such as ``shift2`` means.
+    """The change of each image that a name such as ``shift2`` means.
 
     Raises:
         UserError: none.
@@ -55,7 +86,7 @@ def read_augment(name: str) -> Augment:
     """
     found = re.fullmatch(r"(shift|zoom|turn|elastic)([1-9]\d{0,2})|flip", name)
     if not found:
-        raise UserError(f"augment: {name!r} is none of shift2, flip, zoom20, turn10, elastic5 (with any number)")
+        raise UserError(f"augment: {name!r} is none of shift2, flip, zoom20, turn10, elastic5 (with any number), mixup")
     if name == "flip":
         return _flip
     most = int(found[2])

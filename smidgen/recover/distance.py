@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from smidgen.calibrate.answers import as_logits, is_classifier
-from smidgen.recover.distil import soft_loss, value_loss
+from smidgen.recover.distil import Labels, label_loss, soft_loss, value_loss
 
 
 def distance(
-    original: Sequence[Tensor], answers: Sequence[Tensor], labels: Int64[Tensor, " n"] | None = None,
+    original: Sequence[Tensor], answers: Sequence[Tensor], labels: Labels | None = None,
     share: float = 0.0, temperature: float = 1.0,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """(1 − share) · T² KL(original ‖ answers) at temperature T + share · CE(labels, answers), to train by.
@@ -25,7 +24,7 @@ def distance(
     Args:
         original: outputs of the network that is imitated.
         answers: of the one that is trained; the gradient goes there.
-        labels: classes, or None.
+        labels: classes, shares of them for mixed images, or None.
         share: of the labels.
         temperature: T (Hinton et al. 2015, arXiv:1503.02531).
 
@@ -38,4 +37,4 @@ def distance(
         return value_loss(answers, original, [float(each.float().var()) for each in original])
     aim, found = (as_logits(each[0].float()) for each in (original, answers))
     apart = soft_loss(found, aim, temperature)
-    return apart if labels is None or share == 0 else (1 - share) * apart + share * F.cross_entropy(found, labels)
+    return apart if labels is None or share == 0 else (1 - share) * apart + share * label_loss(found, labels)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from smidgen.calibrate.answers import LEAST_VARIANCE, as_logits, is_classifier, outputs_of
@@ -28,6 +28,8 @@ from smidgen.model.sites import FORWARD
 from smidgen.recover.scoring import answers, class_score, ordered
 
 Outputs = list[Tensor]
+# Classes; of mixed images the share of each class, from the first to the last one that there are labels of.
+Labels = Int64[Tensor, " n"] | Float[Tensor, "n known"]
 KEPT_NBYTES = 1 << 29  # a teacher's answers are kept when all of them take less
 
 
@@ -44,6 +46,22 @@ def soft_loss(student: Float[Tensor, "n k"], teacher: Float[Tensor, "n k"], temp
     """
     wanted, given = ((logits / temperature).log_softmax(1) for logits in (teacher, student))
     return temperature**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
+
+
+def label_loss(student: Float[Tensor, "n k"], labels: Labels) -> Float[Tensor, ""]:
+    """−log softmax(s)[label], the mean over samples; of mixed images weighed by their shares of classes.
+
+    Args:
+        student: logits.
+        labels: classes, or shares of them.
+
+    >>> logits = torch.tensor([[2.0, 0.0, 1.0]])
+    >>> label_loss(logits, torch.tensor([0])).equal(label_loss(logits, torch.tensor([[1.0, 0.0]])))
+    True
+    """
+    if labels.is_floating_point():
+        labels = F.pad(labels, (0, max(0, student.shape[1] - labels.shape[1])))
+    return F.cross_entropy(student, labels)
 
 
 def value_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], variances: Sequence[float]) -> Float[Tensor, ""]:
@@ -135,7 +153,7 @@ class Teaching:
             found = found + mix * soft_loss(logits, as_logits(wanted[0]), self.mixture.temperature)
         if mix < 1:
             assert labels is not None  # asked for before anything began
-            found = found + (1 - mix) * F.cross_entropy(logits, labels)
+            found = found + (1 - mix) * label_loss(logits, labels)
         return found
 
     def keep_answers(self, inputs: Dataset, batch: int = 256) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from smidgen.data import Dataset
 from smidgen.data.items import ArrayItems
 from smidgen.errors import DataError
-from smidgen.recover.augment import augmented, check_images
+from smidgen.recover.augment import MIXUP, augmented, check_images, mixed
 from smidgen.recover.processes import Processes
 from smidgen.recover.training import Training
 
@@ -48,7 +48,8 @@ class Feed:
         team: who divides a step.
 
     Raises:
-        DataError: fewer inputs than one step takes, rows for other inputs, or changes of what is no image.
+        DataError: fewer inputs than one step takes, rows for other inputs or for inputs that are mixed, or changes of
+            what is no image.
     """
 
     def __init__(self, inputs: Dataset, beside: Sequence[Tensor], training: Training, team: Processes) -> None:
@@ -62,8 +63,11 @@ class Feed:
             )
         if any(len(rows) != len(inputs) for rows in beside):
             raise DataError(f"train: there are not {len(inputs)} rows beside as many inputs")
+        if beside and training.mixes:
+            raise DataError(f"train: {MIXUP} mixes inputs, and the rows beside them tell of each alone; leave one out")
         check_images(inputs.shape, training.augment)
         self._channels_last = False
+        self._classes = 0 if inputs.labels is None or not training.mixes else int(inputs.labels.max()) + 1
         self._kept = self._prepared()
         self._order: tuple[tuple[int, int], NDArray[np.int64]] | None = None
 
@@ -92,17 +96,19 @@ class Feed:
         self._channels_last = True
 
     def batch(self, place: Place) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """Inputs, labels and the rows beside them, on the device."""
+        """Inputs, labels and the rows beside them, on the device; the labels of mixed inputs are shares of classes."""
         first = place.step * self._whole + self._team.rank * self._training.batch
         chosen = self._shuffled(place)[first : first + self._training.batch]
         x = torch.from_numpy(self._kept[chosen] if self._kept is not None else np.asarray(self._inputs.take(chosen)))
         x = x.to(self._team.device)
+        labels = self._inputs.labels
+        y = None if labels is None else torch.from_numpy(labels[chosen]).to(self._team.device)
         if self._training.augment:
             generator = torch.Generator().manual_seed(self._drawn(_CHANGES, place, self._team.rank))
             x = augmented(x, self._training.augment, generator)
+            if self._training.mixes:
+                x, y = mixed(x, y, self._classes, generator)
         x = x.contiguous(memory_format=torch.channels_last) if self._channels_last else x
-        labels = self._inputs.labels
-        y = None if labels is None else torch.from_numpy(labels[chosen]).to(self._team.device)
         rows = torch.from_numpy(chosen)
         return x, y, [part[rows.to(part.device)].to(self._team.device) for part in self._beside]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from smidgen.errors import UserError
-from smidgen.recover.augment import read_augment
+from smidgen.recover.augment import MIXUP, read_augment
 
 # Processors that multiply bfloat16; others imitate it, twelve times slower than float32 (a small VGG on AVX2 alone).
 NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
@@ -74,7 +74,8 @@ class Training:
         if wrong is not None:
             raise UserError(f"training: {wrong}={getattr(self, wrong)!r} cannot be; {_MEANT[wrong]}")
         for name in self.augment:
-            read_augment(name)
+            if name != MIXUP:
+                read_augment(name)
 
     def _checks(self) -> dict[str, bool]:
         return {
@@ -94,6 +95,11 @@ class Training:
             "average": self.average is None or 0 < self.average < 1,
             "hold_back": self.hold_back is None or self.hold_back >= 1,
         }
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others of their batch."""
+        return MIXUP in self.augment
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""

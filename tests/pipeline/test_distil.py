@@ -133,7 +133,7 @@ def test_values_are_learned_too():
 
 
 def test_a_killed_run_ends_in_the_same_network(trained, tmp_path, monkeypatch):
-    x, training = pictures(200), Training(epochs=4, batch=32, augment=("shift1",))
+    x, training = pictures(200), Training(epochs=4, batch=32, augment=("shift1", "mixup"))
     whole = distil(trained, student(), x, training=training)
     place = tmp_path / "run.ckpt"
     step = loop._Run._step

@@ -156,6 +156,7 @@ def test_a_plan_of_a_training_is_not_carried_out_again(small, trained):
         ({"budget": smidgen.Budget(speedup=2)}, PlanError, "no budget of speedup"),
         ({"settings": {"extreme": {"prise": 1}}}, PlanError, "no setting 'prise'"),
         ({"settings": {"svd": {}}}, PlanError, "no setting 'svd'"),
+        ({"settings": {"extreme": {"live": False}, "training": {"augment": ["mixup"]}}}, PlanError, "mixed images"),
         ({"settings": {"extreme": {"labels": 2.0}}}, PlanError, "labels and ramp are shares"),
         ({"settings": {"training": {"epochs": 0}}}, UserError, "epochs=0"),
         ({"settings": {"training": {"batch": 4000}}}, DataError, "fewer than a batch"),

@@ -172,10 +172,11 @@ def test_what_is_not_held_back_is_trained_on(trained):
         compress(trained, many(), **given, train=replace(BRIEF, hold_back=800))
 
 
-def test_labels_may_be_mixed_in(trained):
+@pytest.mark.parametrize("augment", [(), ("mixup",)])
+def test_labels_may_be_mixed_in(trained, augment):
     x, y = many()
     given = {"settings": {"kmeans": {"bits": 1}}, "target": "onnx-shared", "threads": 1, "seed": 1}
-    result = compress(trained, (x, (y + 1) % 4), **given, train=BRIEF, mix=0.0)
+    result = compress(trained, (x, (y + 1) % 4), **given, train=replace(BRIEF, augment=augment), mix=0.0)
     told = result.record["training"]
     assert told["mix"] == 0.0
     assert told["before"]["loss"] > 1, "the labels are others than the original's answers"

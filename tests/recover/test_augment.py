@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smidgen.errors import DataError, UserError
-from smidgen.recover.augment import augmented, check_images, read_augment
+from smidgen.recover.augment import augmented, check_images, mixed, read_augment
 
 
 def drawn(names: list[str], images: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -75,6 +75,22 @@ def test_bent_places_are_pushed_as_far_as_told_and_their_neighbours_alike():
         torch.tensor(-0.25 * (apart / wide / (4 / 29)) ** 2).exp().item(), abs=0.03
     )
     assert inner[:, :, 1:, 1:].sub(inner[:, :, :-1, :-1]).abs().max() < 1.2, "nothing is folded"
+
+
+def test_images_and_their_labels_are_mixed_alike():
+    classes = 7
+    labels = torch.arange(3000) % (classes - 1)  # of the last there is none
+    images = torch.nn.functional.one_hot(labels, classes).float()[:, :, None, None].repeat(1, 1, 2, 3)
+    whole, shares = mixed(images, labels, classes, torch.Generator().manual_seed(5))
+    assert shares is not None
+    assert torch.equal(whole, shares[:, :, None, None].expand_as(whole))
+    assert torch.allclose(shares.sum(1), torch.ones(3000))
+    assert bool((shares[:, -1] == 0).all())
+    own = shares.gather(1, labels[:, None]).squeeze(1)
+    apart = own[own < 1]  # of those mixed with another class
+    assert apart.mean() == pytest.approx(0.5, abs=0.03)
+    assert torch.allclose(torch.quantile(apart, torch.tensor([0.1, 0.9])), torch.tensor([0.1, 0.9]), atol=0.04)
+    assert mixed(images, None, 0, torch.Generator().manual_seed(5))[1] is None
 
 
 def test_the_same_seed_is_the_same_change():

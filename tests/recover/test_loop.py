@@ -13,6 +13,7 @@ from torch import nn
 from smidgen.data import Dataset
 from smidgen.errors import DataError, UserError
 from smidgen.recover import loop
+from smidgen.recover.distil import label_loss
 from smidgen.recover.loop import Fitted, Training, fit
 from tests.recover.fitting import cross_entropy, network, points
 
@@ -221,6 +222,25 @@ def test_augmented_batches_and_bfloat16_where_it_is_multiplied_train_too(monkeyp
     assert shapes == {((8, 1, 8, 8), computed)}
     assert f"torch.{done.precision}" == str(computed)
     assert net[1].weight.dtype == torch.float32
+
+
+def test_labels_of_mixed_images_are_shares_of_classes():
+    x = np.zeros((40, 1, 4, 4), np.float32)
+    x[1::2] = 1.0
+    net, met = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), list[torch.Tensor]()
+
+    def loss(x: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        assert labels is not None
+        met.append(labels)
+        assert torch.allclose(labels[:, 1], x[:, 0, 0, 0]), "shifted and mirrored first, mixed then"
+        return label_loss(net(x).float(), labels)
+
+    inputs = Dataset.from_array(x, np.arange(40) % 2)
+    fit(net, inputs, loss, Training(epochs=2, batch=8, augment=("mixup", "shift1")))
+    assert {tuple(each.shape) for each in met} == {(8, 2)}
+    assert len(torch.cat(met)[:, 1].unique()) > 20
+    with pytest.raises(DataError, match="mixup mixes inputs"):
+        fit(net, inputs, loss, Training(batch=8, augment=("mixup",)), beside=[torch.zeros(40)])
 
 
 def test_what_cannot_be_is_told():
