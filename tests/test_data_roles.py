@@ -49,6 +49,47 @@ def test_all_that_is_not_held_back_is_trained_on(count: int, limit: int, given_t
     assert not set(training[:, 0]) & {*np.asarray(roles.selection)[:, 0], *np.asarray(roles.test)[:, 0]}
 
 
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(-40, 60))
+def test_a_given_validation_set_is_what_chooses(count: int, judges: int, start: int) -> None:
+    test = _numbered(5, start=-3)
+    held_back = {*range(-3, 2)}
+    chooses = {*range(start, start + judges)} - held_back
+    learned = {*range(count)} - held_back - chooses
+    if not chooses or not learned:
+        with pytest.raises(DataError, match=f"nothing is left for {'calibration' if chooses else 'selection'}"):
+            split_roles(_numbered(count), test=test, validation=_numbered(judges, start=start))
+        return
+    roles = split_roles(_numbered(count), test=test, validation=_numbered(judges, start=start))
+    calibration, selection, scored = (set(part) for part in _members(roles))
+    assert (calibration, selection, scored) == (learned, chooses, held_back), "nothing of the data chooses"
+    assert {*np.asarray(roles.training)[:, 0]} == learned
+    assert roles.selection_dropped == judges - len(chooses)
+    assert roles.describe()["selection"]["given"] is True
+
+
+def test_a_validation_set_is_mixed_and_bounded_as_a_fifth_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smidgen.data.roles.MOST_SELECTION", 100)
+    judges = _numbered(300, np.arange(300) // 30, start=1000)
+    roles = split_roles(_numbered(50, np.arange(50) % 10), validation=judges)
+    assert roles.selection.labels is not None
+    assert np.ptp(np.bincount(roles.selection.labels, minlength=10)) <= 3
+    assert np.ptp(np.bincount(roles.selection.labels[:50], minlength=10)) <= 3, "some look at the first half"
+    assert len(roles.selection) == 100
+
+
+def test_a_validation_set_that_cannot_choose_is_refused() -> None:
+    labelled = _numbered(20, np.arange(20) % 2)
+    with pytest.raises(DataError, match="so does validation; leave one out"):
+        split_roles(labelled, validation=_numbered(5, np.zeros(5, int), start=30), hold_back=3)
+    with pytest.raises(DataError, match="which chooses, has none; give labels"):
+        split_roles(labelled, validation=_numbered(5, start=30))
+    with pytest.raises(DataError, match="nothing is left for calibration once 20 input"):
+        split_roles(labelled, validation=labelled, test=_numbered(1, start=50))
+    with pytest.raises(DataError, match=r"holds 1 input\(s\), too few for calibration and test; give at least 2"):
+        split_roles(_numbered(1), validation=_numbered(5, start=30))
+    assert len(split_roles(_numbered(20), validation=labelled.take([3])).selection) == 1, "labels may be there alone"
+
+
 def test_what_selection_does_not_need_is_for_calibration_last_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = np.arange(200) % 4
     before = _members(split_roles(_numbered(200, labels), max_calibration=200))

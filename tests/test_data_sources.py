@@ -62,14 +62,16 @@ def test_npz_orders_and_byte_orders(tmp_path: Path) -> None:
 
 
 def test_splits(tmp_path: Path) -> None:
-    for name, split in [("numbers", [0, 1, 0, 1, 1]), ("text", ["train", "test", "train", "test", "test"])]:
+    words = ["train", "test", "train", "test", "test", "validation"]
+    for name, split in [("numbers", [0, 1, 0, 1, 1, 2]), ("text", words)]:
         path = tmp_path / f"{name}.npz"
-        np.savez(path, x=np.arange(5.0)[:, None], y=np.arange(5), split=np.array(split))
-        for asked, wanted in [(None, [0, 2]), ("train", [0, 2]), (0, [0, 2]), ("test", [1, 3, 4]), (1, [1, 3, 4])]:
+        np.savez(path, x=np.arange(6.0)[:, None], y=np.arange(6), split=np.array(split))
+        parts = {"train": [0, 2], "test": [1, 3, 4], "validation": [5]}
+        for asked, called in [(None, "train"), (0, "train"), (1, "test"), (2, "validation"), *((p, p) for p in parts)]:
             data = open_data(path, split=asked)
             assert data.labels is not None
-            assert data.labels.tolist() == np.asarray(data)[:, 0].tolist() == wanted
-            assert data.describe()["split"] == ("train" if wanted == [0, 2] else "test")
+            assert data.labels.tolist() == np.asarray(data)[:, 0].tolist() == parts[called]
+            assert data.describe()["split"] == called
         with pytest.raises(DataError, match="split='valid' is not known"):
             open_data(path, split="valid")
 

@@ -48,11 +48,11 @@ def compress(options: argparse.Namespace) -> int:
     training = read_recovery(options)
     given = (options.model, options.weights)
     with output_folder(options.output, *given) as folder, Progress(options.quiet, options.verbose) as progress:
-        data, test = open_sets(options)
+        data, held = open_sets(options)
         result = pipeline.compress(
             options.model,
             data,
-            test=test,
+            **held,
             budget=budget,
             methods=methods,
             settings=settings,
@@ -82,10 +82,10 @@ def apply(options: argparse.Namespace) -> int:
     plan = _read_plan(Path(options.plan))
     given = (options.model, options.weights)
     with output_folder(options.output, *given) as folder, Progress(options.quiet, options.verbose) as progress:
-        data, test = open_sets(options)
+        data, held = open_sets(options)
         # What is not asked for is as in the run that made the plan.
         work = {**_work(options), "refit": False if options.no_refit else None}
-        result = pipeline.apply(options.model, plan, data, test=test, **work, progress=progress)
+        result = pipeline.apply(options.model, plan, data, **held, **work, progress=progress)
         save(result, folder, options)
     return tell(result, folder, options)
 

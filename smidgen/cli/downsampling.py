@@ -26,9 +26,9 @@ def downsample(options: argparse.Namespace) -> int:
         if options.output is not None:
             folder = stack.enter_context(output_folder(options.output, options.model, options.weights))
         progress = stack.enter_context(Progress(options.quiet, options.verbose))
-        data, test = open_sets(options)
+        data, held = open_sets(options)
         result = search(
-            options.model, data, max_drop=options.max_drop, test=test, weights=options.weights, metric=options.metric,
+            options.model, data, max_drop=options.max_drop, **held, weights=options.weights, metric=options.metric,
             refit=not options.no_refit, threads=settings["threads"], seed=settings["seed"], progress=progress,
         )  # fmt: skip
         if folder is not None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from smidgen.budget import Budget
 from smidgen.data import Dataset, Preprocess, open_data
@@ -175,8 +175,15 @@ def _share(text: str) -> float:
     return value / 100 if text.strip().endswith("%") else value
 
 
-def open_sets(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | None]:
-    """The data and the test set that were named, with their preprocessing.
+class Held(TypedDict, total=False):
+    """What is not learned from, by the names that functions take it; none where a command has no such options."""
+
+    test: Dataset | None
+    validation: Dataset | None
+
+
+def open_sets(options: argparse.Namespace) -> tuple[Dataset | None, Held]:
+    """The data that was named, and what is held back, with their preprocessing.
 
     Raises:
         DataError: nothing there, damaged, or preprocessing that cannot be meant.
@@ -185,17 +192,25 @@ def open_sets(options: argparse.Namespace) -> tuple[Dataset | None, Dataset | No
     named = options.data if options.data is not None else test
     if named is None:
         _refuse_idle(options)
-        return None, None
+        return None, {}
     preprocess = read_preprocess(options, Path(named))
     data = None
     if options.data is not None:
         data = _open(options, options.data, options.split, options.labels, preprocess)
-    if test is None and getattr(options, "test_split", None) is not None:
-        test = options.data  # the other part of the same file
-    if test is None:
-        return data, None
-    labels = options.test_labels if options.test_labels is not None else options.labels
-    return data, _open(options, test, options.test_split or _test_split(test), labels, preprocess)
+    if not hasattr(options, "test"):
+        return data, {}
+    test, validation = (_held_back(options, part, preprocess) for part in ("test", "validation"))
+    return data, {"test": test, "validation": validation}
+
+
+def _held_back(options: argparse.Namespace, part: str, preprocess: Preprocess | None) -> Dataset | None:
+    """The test or the validation set; another split of the data's file where only that is named."""
+    source, split, labels = (getattr(options, name) for name in (part, f"{part}_split", f"{part}_labels"))
+    source = options.data if source is None and split is not None else source
+    if source is None:
+        return None
+    labels = options.labels if labels is None else labels
+    return _open(options, source, split or (part if _is_divided(source) else None), labels, preprocess)
 
 
 def open_scored(options: argparse.Namespace, declared: Preprocess | None = None) -> Dataset | None:
@@ -207,12 +222,28 @@ def open_scored(options: argparse.Namespace, declared: Preprocess | None = None)
         _refuse_idle(options)
         return None
     preprocess = read_preprocess(options, Path(options.data)) or declared
-    return _open(options, options.data, options.split or _test_split(options.data), options.labels, preprocess)
+    return _open(
+        options,
+        options.data,
+        options.split or ("test" if _is_divided(options.data) else None),
+        options.labels,
+        preprocess,
+    )
 
 
 def _refuse_idle(options: argparse.Namespace) -> None:
     """Options that describe data, where there is none: surely a slip."""
-    for name in (*_FLAGS, "preprocess", "split", "labels", "test_split", "test_labels"):
+    for name in (
+        *_FLAGS,
+        "preprocess",
+        "split",
+        "labels",
+        "test_split",
+        "test_labels",
+        "validation",
+        "validation_split",
+        "validation_labels",
+    ):
         if getattr(options, name, None) is not None:
             raise DataError(f"data: --{name.replace('_', '-')} is given without --data; name the inputs too")
 
@@ -223,11 +254,12 @@ def _open(
     return open_data(source, split=split, labels=labels, preprocess=preprocess, label_offset=options.label_offset)
 
 
-def _test_split(source: str) -> str | None:
+def _is_divided(source: str) -> bool:
+    """Whether it is a file of several splits."""
     if not source.endswith(".npz") or not Path(source).is_file():
-        return None
+        return False
     with NpzReader(Path(source), MAX_NBYTES) as file:
-        return "test" if "split" in file.names else None
+        return "split" in file.names
 
 
 def read_preprocess(options: argparse.Namespace, source: Path) -> Preprocess | None:

@@ -29,9 +29,9 @@ def glimpse(options: argparse.Namespace) -> int:
     check_target(options.target, budget, fallback=not options.no_fallback)
     boxes = None if options.boxes is None else read_boxes(options.boxes)
     given = (options.model, options.classifier, options.weights, options.boxes)
-    return run_training(options, given, lambda data, test, progress: run(
+    return run_training(options, given, lambda data, held, progress: run(
         options.model, data, side, classifier=options.classifier, boxes=boxes, fallback=not options.no_fallback,
-        max_drop=points, target=options.target, budget=budget, labels=options.label_share, training=training, test=test,
+        max_drop=points, target=options.target, budget=budget, labels=options.label_share, training=training, **held,
         weights=options.weights, metric=options.metric, checkpoint=options.checkpoint, progress=progress, **settings,
     ))  # fmt: skip
 

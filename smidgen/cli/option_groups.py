@@ -19,10 +19,17 @@ def add_data(parser: argparse.ArgumentParser, *, test: bool = True, split: str =
     """Inputs, and what makes pixels of them."""
     group = parser.add_argument_group("data")
     group.add_argument("--data", metavar="SRC", help="inputs: .npz, .npy, idx .gz, or a folder of images")
-    group.add_argument("--split", metavar="NAME", help=f"part of a divided .npz: train or test (default: {split})")
+    group.add_argument(
+        "--split", metavar="NAME", help=f"train, test or validation of a divided .npz (default: {split})"
+    )
     group.add_argument("--labels", metavar="KEY", help="name of the label array in a .npz, or a file of labels")
     group.add_argument("--label-offset", metavar="N", type=int, default=0, help="added to every label")
     if test:
+        group.add_argument(
+            "--validation", metavar="SRC", help="inputs that choose, best if new to the network (a fifth of --data)"
+        )
+        group.add_argument("--validation-split", metavar="NAME", help="part of a divided .npz (default: validation)")
+        group.add_argument("--validation-labels", metavar="KEY", help="as --labels, for --validation")
         group.add_argument("--test", metavar="SRC", help="inputs scored once at the end (default: a fifth of --data)")
         group.add_argument("--test-split", metavar="NAME", help="part of a divided .npz (default: test)")
         group.add_argument("--test-labels", metavar="KEY", help="as --labels, for --test (default: the same)")

@@ -24,10 +24,10 @@ def prune(options: argparse.Namespace) -> int:
         raise UserError(f"prune: it computes on the cpu, not on '{options.device}'; leave --device out")
     given = (options.model, options.weights)
     with output_folder(options.output, *given) as folder, Progress(options.quiet, options.verbose) as progress:
-        data, test = open_sets(options)
+        data, held = open_sets(options)
         result = run(
             options.model, data, macs=options.macs, params=options.params, criterion=options.criterion,
-            multiple=options.round, protect=options.protect, test=test,
+            multiple=options.round, protect=options.protect, **held,
             weights=options.weights, example=example_of(options), metric=options.metric, refit=not options.no_refit,
             threads=settings["threads"], seed=settings["seed"], progress=progress,
         )  # fmt: skip

@@ -40,9 +40,9 @@ def sweep(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(output_folder(options.output, *given))
         progress = stack.enter_context(Progress(options.quiet, options.verbose))
-        data, test = open_sets(options)
+        data, held = open_sets(options)
         found = run(
-            options.model, data, test=test, folder=folder, points=options.points, budget=budget, marks=marks,
+            options.model, data, **held, folder=folder, points=options.points, budget=budget, marks=marks,
             jobs=options.jobs if options.jobs is not None else processors(), time_limit=limit,
             weights=options.weights, example=example_of(options), methods=methods, target=target,
             rounding=options.rounding, metric=options.metric, refit=not options.no_refit,

@@ -26,9 +26,9 @@ def distil(options: argparse.Namespace) -> int:
 
     settings, training = common(options), read_training(options)
     given = (options.teacher, options.student, options.weights, options.student_weights)
-    return run_training(options, given, lambda data, test, progress: run(
+    return run_training(options, given, lambda data, held, progress: run(
         options.teacher, options.student, data, training=training, temperature=options.temperature, mix=options.mix,
-        features=options.features, search=options.search, test=test, weights=options.weights,
+        features=options.features, search=options.search, **held, weights=options.weights,
         student_weights=options.student_weights, metric=options.metric, checkpoint=options.checkpoint,
         progress=progress, **settings,
     ))  # fmt: skip
@@ -39,9 +39,9 @@ def transfer(options: argparse.Namespace) -> int:
     from smidgen.pipeline.transfer import transfer as run
 
     settings, training = common(options), read_training(options)
-    return run_training(options, (options.model, options.weights), lambda data, test, progress: run(
+    return run_training(options, (options.model, options.weights), lambda data, held, progress: run(
         options.model, data, classes=options.classes, training=training, freeze_epochs=options.freeze_epochs,
-        body_rate=options.body_rate, test=test, weights=options.weights, metric=options.metric,
+        body_rate=options.body_rate, **held, weights=options.weights, metric=options.metric,
         checkpoint=options.checkpoint, progress=progress, **settings,
     ), _compression(options, settings))  # fmt: skip
 
@@ -55,8 +55,8 @@ def _compression(options: argparse.Namespace, settings: dict[str, Any]) -> Calla
     if budget is None:
         return None
     targets = check_targets(options.target.split(","))
-    return lambda path, data, test, progress: pipeline.compress(
-        path, data, test=test, budget=budget, target=targets, metric=options.metric, progress=progress, **settings
+    return lambda path, data, held, progress: pipeline.compress(
+        path, data, **held, budget=budget, target=targets, metric=options.metric, progress=progress, **settings
     )
 
 
@@ -68,7 +68,7 @@ def run_training(
     Args:
         options: of the command.
         given: files that it reads, which must not be written over.
-        work: (data, test, progress) → what was trained.
+        work: (data, what is held back of it, progress) → what was trained.
         further: compresses the written network.
     """
     from smidgen.recover.processes import leads
@@ -79,8 +79,8 @@ def run_training(
         output_folder(options.output, *given) as folder,
         Progress(options.quiet or not leads(), options.verbose) as progress,
     ):
-        data, test = open_sets(options)
-        result = work(data, test, progress)
+        data, held = open_sets(options)
+        result = work(data, held, progress)
         if not leads():  # of several processes one tells and writes
             return DONE
         place = folder if further is None else folder / FLOAT
@@ -88,7 +88,7 @@ def run_training(
             result.save(place)
         smaller = None
         if further is not None:
-            smaller = further(place / "model.onnx", data, test, progress)
+            smaller = further(place / "model.onnx", data, held, progress)
             save(smaller, folder, options)
     if smaller is None and options.json:
         print_json(result.record)

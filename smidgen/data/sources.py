@@ -19,7 +19,7 @@ from smidgen.data.reading import MAX_NBYTES, NpzReader, read_idx, read_npy
 from smidgen.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_SPLITS = {"train": 0, "test": 1, "0": 0, "1": 1}
+_SPLITS = ("train", "test", "validation")  # 0, 1 and 2 in a file that has numbers
 _IDX_NAME = re.compile(r"idx\d-ubyte(\.gz)?$|\.idx$|\.gz$")
 
 
@@ -52,7 +52,8 @@ def open_data(
             plain or .gz; or a folder of images, flat or with one sub-folder a class (sorted names are 0, 1, …).
             Floats are taken as the network's inputs. Arrays of uint8 are images, (N, H, W) or with one or three
             channels first or last.
-        split: "train" (0) or "test" (1), for a .npz that has an array `split`; without it such a file gives "train".
+        split: "train" (0), "test" (1) or "validation" (2), for a .npz that has an array `split`; without it such a
+            file gives "train".
         labels: the label array's name in a .npz, else a file of labels (.npy or idx).
         preprocess: applies to images; None for none.
         label_offset: added to every label.
@@ -182,10 +183,9 @@ def _open_npz(request: _Request) -> Dataset:
         if "split" not in file.names:
             _refuse_split(request)
             return _whole(items, labels, request.path)
-        wanted = "train" if request.split is None else str(request.split)
+        wanted = _split_name("train" if request.split is None else str(request.split))
         chosen = _split_indices(file.array("split"), wanted, len(items), name)
-    notes: tuple[tuple[str, str | int], ...] = (("split", "test" if _SPLITS[wanted] else "train"),)
-    return Dataset(items, chosen, None if labels is None else labels[chosen], name, notes)
+    return Dataset(items, chosen, None if labels is None else labels[chosen], name, (("split", wanted),))
 
 
 def _x_items(file: NpzReader, request: _Request) -> Items:
@@ -229,15 +229,22 @@ def _npz_labels(file: NpzReader, usual: str, count: int, request: _Request) -> N
     raise DataError(f"data: {request.path.name!r} has no labels {key!r}; it has {_listed(file.names)}")
 
 
+def _split_name(asked: str) -> str:
+    """Of a split that is named or numbered."""
+    names = {**{name: name for name in _SPLITS}, **{str(number): name for number, name in enumerate(_SPLITS)}}
+    if asked not in names:
+        raise DataError(f"data: split={asked!r} is not known; give 'train', 'test' or 'validation'")
+    return names[asked]
+
+
 def _split_indices(stored: NDArray[Any], wanted: str, count: int, name: str) -> NDArray[np.int64]:
-    if wanted not in _SPLITS:
-        raise DataError(f"data: split={wanted!r} is not known; give 'train' or 'test'")
     if stored.shape != (count,) or stored.dtype.kind not in "biuUS":
-        raise DataError(f"data: 'split' of {name!r} has shape {stored.shape} for {count} inputs; store 0 or 1 for each")
-    of_text = {"U": ("train", "test"), "S": (b"train", b"test")}.get(stored.dtype.kind, (0, 1))
-    chosen = np.flatnonzero(stored == of_text[_SPLITS[wanted]]).astype(np.int64)
+        raise DataError(f"data: 'split' of {name!r} has shape {stored.shape} for {count} inputs; "
+                        "store 0, 1 or 2 for each")  # fmt: skip
+    called: dict[str, Any] = {"U": wanted, "S": wanted.encode()}
+    chosen = np.flatnonzero(stored == called.get(stored.dtype.kind, _SPLITS.index(wanted))).astype(np.int64)
     if not len(chosen):
-        raise DataError(f"data: {name!r} has nothing in split {wanted!r}; give the other split")
+        raise DataError(f"data: {name!r} has nothing in split {wanted!r}; give another split")
     return chosen
 
 

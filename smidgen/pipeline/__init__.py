@@ -51,6 +51,7 @@ def compress(
     *,
     budget: Budget | None = None,
     test: Data = None,
+    validation: Data = None,
     weights: str | Path | None = None,
     example: torch.Tensor | None = None,
     methods: Methods = "auto",
@@ -82,6 +83,8 @@ def compress(
         budget: what to reach; by default the smallest file that agrees with the original on 99 % of the selection
             inputs, and the middle of the trade-off dial when there is no data.
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
+        validation: inputs that choose between plans, and between epochs where something is trained; a fifth of
+            ``data`` is held back when None. They tell most where the network was not trained on them.
         weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
         example: one batch of inputs, needed where neither data nor the file tell the shape.
         methods: ``"auto"`` for all, names, or names by layer kind: ``{"linear": ["svd"], "conv": ["cp"]}``. Or one
@@ -164,7 +167,7 @@ def compress(
     whole = chosen is not None and chosen.whole
     told = with_training_of(recipe, settings or {}, train, checkpoint)
     task = open_task(
-        model, data, test, weights, example, metric, threads, device, seed, trains=whole,
+        model, data, test, weights, example, metric, threads, device, seed, validation=validation, trains=whole,
         hold_back=told.get("training", {}).get("hold_back") if train is None else train.hold_back,
     )  # fmt: skip
     limited = flash if chosen is None or chosen.budgets is None or "size" in chosen.budgets else None
@@ -201,6 +204,7 @@ def apply(
     data: Data = None,
     *,
     test: Data = None,
+    validation: Data = None,
     weights: str | Path | None = None,
     example: torch.Tensor | None = None,
     metric: str | Metric | None = None,
@@ -228,7 +232,7 @@ def apply(
     if trained:
         raise PlanError(f"plan: the recipe {trained[0]} trained what it tells of; run the recipe again with its seed")
     seed, refit = (parsed.seed if seed is None else seed), (parsed.refit if refit is None else refit)
-    task = open_task(model, data, test, weights, example, metric, threads, device, seed)
+    task = open_task(model, data, test, weights, example, metric, threads, device, seed, validation=validation)
     if parsed.cut is not None:
         task = again_without(task, parsed.cut, refit, progress)
     parsed.check(task.prepared.sites)

@@ -51,6 +51,7 @@ def distil(
     features: float = 0.0,
     search: int = 0,
     test: Data = None,
+    validation: Data = None,
     weights: str | Path | None = None,
     student_weights: str | Path | None = None,
     metric: str | Metric | None = None,
@@ -75,6 +76,8 @@ def distil(
         search: trials that choose temperature, mix and rate on the selection inputs (needs ``smidgen[train]``); the
             given ones are the first.
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
+        validation: inputs that choose between epochs and trials of a search; a fifth of ``data`` is held back when
+            None.
         weights, student_weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
         metric: replaces accuracy in the files' scores; see `smidgen.compress`.
         checkpoint: file to go on from, if it is there, and to write.
@@ -103,7 +106,7 @@ def distil(
         torch.manual_seed(seed)
         pupil = load_network(student, student_weights)
     master = load_network(teacher, weights)
-    ground = open_ground(master, data, test, metric, threads, training)
+    ground = open_ground(master, data, test, validation, metric, threads, training)
     share = need_labels(ground.learned, mix)
     with Threads(ground.threads):
         lesson = _Lesson(ground, master, pupil, device, None if checkpoint is None else Path(checkpoint))
@@ -170,7 +173,8 @@ class _Lesson:
 
     def identity(self, mixture: Mixture) -> dict[str, Any]:
         """What a checkpoint must agree in besides the training."""
-        return {"teacher": weights_digest(self.teacher.module), **asdict(mixture)}
+        chosen_by = self.ground.roles.selection.sha256
+        return {"teacher": weights_digest(self.teacher.module), "selection": chosen_by, **asdict(mixture)}
 
     def finish(self, mixture: Mixture, training: Training, fitted: Fitted, trials: list[dict[str, Any]]) -> Trained:
         """Write the student, and measure both."""

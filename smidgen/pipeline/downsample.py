@@ -52,6 +52,7 @@ def downsample(
     *,
     max_drop: float | int | str = DEFAULT_POINTS,
     test: Data = None,
+    validation: Data = None,
     weights: str | Path | None = None,
     metric: str | Metric | None = None,
     refit: bool = True,
@@ -67,6 +68,7 @@ def downsample(
         max_drop: percentage points that the chosen network may lose on the selection inputs, one standard error
             included.
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
+        validation: inputs that choose between networks; a fifth of ``data`` is held back when None.
         weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
         metric: replaces accuracy; see `smidgen.compress`.
         refit: refit changed layers and those behind them to the original's values.
@@ -88,7 +90,7 @@ def downsample(
     ('pooling: _0 takes avg_pool2d in, wider kernel',)
     """
     points = _points(max_drop)
-    task = open_task(model, data, test, weights, None, metric, threads, "cpu", seed)
+    task = open_task(model, data, test, weights, None, metric, threads, "cpu", seed, validation=validation)
     if task.roles is None:
         raise DataError("downsample: it needs inputs to refit and to measure on; give --data")
     if task.example.ndim != 4:

@@ -202,7 +202,10 @@ class Run:
         return fit(
             self.module, self.roles.calibration, self._loss, plan, held=self._held, keep=self._keeps,
             groups=self.entropy.groups(self.step_scale), hooks=[self.price], beside=self.known, checkpoint=path,
-            identity={"part": number, "aim": vars(self.aim), "labels": self.own.labels, "ramp": self.own.ramp},
+            identity={
+                "part": number, "aim": vars(self.aim), "labels": self.own.labels, "ramp": self.own.ramp,
+                "selection": self.roles.selection.sha256,
+            },
             device=self.task.device, progress=self._tell,
         )  # fmt: skip
 

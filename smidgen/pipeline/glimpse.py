@@ -79,6 +79,7 @@ def glimpse(
     labels: float = 0.5,
     training: Training | None = None,
     test: Data = None,
+    validation: Data = None,
     weights: str | Path | None = None,
     metric: str | Metric | None = None,
     checkpoint: str | Path | None = None,
@@ -112,6 +113,7 @@ def glimpse(
         labels: their share of what is learned from, where there are some.
         training: of localizer and classifier; see `smidgen.Training`, its seed is ``seed``.
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
+        validation: inputs that choose between epochs and thresholds; a fifth of ``data`` is held back when None.
         weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
         metric: replaces accuracy in the files' scores; see `smidgen.compress`.
         checkpoint: file to go on from, if it is there, and to write.
@@ -132,7 +134,7 @@ def glimpse(
     side = (crop, crop) if isinstance(crop, int) else crop
     network = load_network(model, weights)
     given = as_data(data)
-    ground = open_ground(network, given, test, metric, threads, training)
+    ground = open_ground(network, given, test, validation, metric, threads, training)
     _check(network, ground, side, max_drop)
     with Threads(ground.threads):
         work = _Work(ground, network, side, device, progress)
@@ -247,7 +249,9 @@ class _Work:
         return fit(
             parts, learned, lessons.loss, training, held=self._score, hooks=[fading],
             beside=[self.wanted[0], self.aims[0]], checkpoint=checkpoint, device=self.device,
-            identity={"network": weights_digest(self.network.module), "labels": labels}, progress=self.progress,
+            identity={
+                "network": weights_digest(self.network.module), "labels": labels, "selection": selection.sha256,
+            }, progress=self.progress,
         )  # fmt: skip
 
     def _score(self) -> float:

@@ -42,6 +42,7 @@ def prune(
     rounds: int = 1,
     protect: Sequence[str] = (),
     test: Data = None,
+    validation: Data = None,
     weights: str | Path | None = None,
     example: torch.Tensor | None = None,
     metric: str | Metric | None = None,
@@ -63,6 +64,7 @@ def prune(
         rounds: cuts on the way to that share, each calibrated anew on the network that the one before it left.
         protect: names of layers whose outputs stay, or patterns such as ``"layer3*"``.
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
+        validation: inputs that choose between networks; a fifth of ``data`` is held back when None.
         weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
         example: one batch of inputs, needed where neither data nor the file tell the shape.
         metric: replaces accuracy; see `smidgen.compress`.
@@ -88,7 +90,7 @@ def prune(
         raise UserError(f"prune: channels cannot be multiples of {multiple}; give 1, 4, 8 or 16")
     if rounds < 1:
         raise UserError(f"prune: it cannot be done in {rounds} rounds; give 1 or more")
-    task = open_task(model, data, test, weights, example, metric, threads, "cpu", seed)
+    task = open_task(model, data, test, weights, example, metric, threads, "cpu", seed, validation=validation)
     if chosen.needs == "inputs" and task.roles is None:
         raise DataError(f"prune: the criterion '{criterion}' needs inputs to run; give --data, or another criterion")
     asked = {by: wanted, "criterion": criterion, "multiple": multiple, "rounds": rounds, "protect": list(protect)}

@@ -290,6 +290,7 @@ def _fitted(
 ) -> tuple[float, Fitted]:
     """The loss before, and how the training went."""
     task, training = work.task, recovery.training
+    assert task.roles is not None  # there is something to train on
     teacher = task.prepared.module
     held = _held(work, forward, recovery.mix)
 
@@ -302,8 +303,10 @@ def _fitted(
     with torch.no_grad():
         start = held()
     made = hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
-    identity = {"plan": made, "gradual": recovery.gradual, "mix": recovery.mix,
-                "reassign": recovery.reassign, "round_activations": recovery.round_activations}  # fmt: skip
+    identity = {
+        "plan": made, "selection": task.roles.selection.sha256, "gradual": recovery.gradual, "mix": recovery.mix,
+        "reassign": recovery.reassign, "round_activations": recovery.round_activations,
+    }  # fmt: skip
     fitted = fit(
         net, recovery.inputs, loss, training, held=held, checkpoint=recovery.checkpoint, identity=identity,
         device=task.device, progress=work.progress, groups=_groups(net), **more,

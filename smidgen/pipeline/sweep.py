@@ -52,6 +52,7 @@ def sweep(
     data: Data = None,
     *,
     test: Data = None,
+    validation: Data = None,
     folder: str | Path | None = None,
     points: int = POINTS,
     budget: Budget | None = None,
@@ -76,8 +77,8 @@ def sweep(
     """Compress a trained network to many sizes: what every size costs.
 
     Args:
-        model, data, test, weights, example, methods, settings, target, rounding, metric, refit, threads, device, seed:
-            see `smidgen.compress`; inputs are needed, and there is one target.
+        model, data, test, validation, weights, example, methods, settings, target, rounding, metric, refit, threads,
+        device, seed: see `smidgen.compress`; inputs are needed, and there is one target.
         folder: where finished points are kept while it runs, and from which it goes on; a temporary one when None.
         points: of the joint plan's curve; each single method has a third as many.
         budget: which point is chosen: the best within a size or ratio, the smallest within max_drop; by default the
@@ -107,7 +108,7 @@ def sweep(
     (target,) = check_targets(target)
     scratch = Scratch() if folder is None else None
     place = scratch.path if scratch is not None else writable_folder(Path(str(folder)))
-    task = open_task(model, data, test, weights, example, metric, threads, device, seed)
+    task = open_task(model, data, test, weights, example, metric, threads, device, seed, validation=validation)
     check_given([target], task.roles)
     task = better_equalised(task, target, progress)
     options, chosen = candidates(task, methods, progress, settings, target, rounding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def open_task(
     device: str,
     seed: int,
     *,
+    validation: Data = None,
     trains: bool = False,
     hold_back: int | None = None,
 ) -> Task:
@@ -68,17 +69,18 @@ def open_task(
     `hold_back` of them are for selection where it is not None.
     """
     network = load_network(model, weights)
-    given, kept = (None if d is None else as_data(d) for d in (data, test))
-    for one in (given, kept):
-        if one is not None and network.input_shape:
-            check_inputs(one, network.input_shape)
+    given, kept, judges = (None if d is None else as_data(d) for d in (data, test, validation))
+    if given is None and judges is not None:
+        raise DataError("validation: it chooses between what is found from other inputs; give --data too")
+    check_sets(network, (given, kept, judges))
     most = {"max_calibration": len(given)} if trains and given is not None else {}
-    roles = None if given is None else split_roles(given, test=kept, seed=seed, hold_back=hold_back, **most)
+    divided = {"test": kept, "validation": judges, "seed": seed, "hold_back": hold_back, **most}
+    roles = None if given is None else split_roles(given, **divided)
     example = _example(network, given or kept, example)
     prepared = prepare(network, example)
     network = replace(network, module=prepared.module)  # the unfolded one is not needed any more
     release()
-    _check_classes(prepared, given, kept, example, metric)
+    _check_classes(prepared, (given, kept, judges), example, metric)
     if isinstance(metric, str):
         metric = load_metric(metric)
     prepared.module.to(device)
@@ -86,6 +88,17 @@ def open_task(
         network, prepared, roles, roles.test if roles else kept, example, metric, threads or torch.get_num_threads(),
         device, seed,
     )  # fmt: skip
+
+
+def check_sets(network: Network, sets: Sequence[Dataset | None]) -> None:
+    """Refuse inputs that do not fit the network; a module says nothing of them, and all are like the first set's then.
+
+    Raises:
+        DataError: another shape.
+    """
+    there = [each for each in sets if each is not None]
+    for one in there:
+        check_inputs(one, network.input_shape or (None, *there[0].shape))
 
 
 def as_data(given: Data) -> Dataset:
@@ -107,15 +120,13 @@ def _example(network: Network, data: Dataset | None, example: torch.Tensor | Non
     return torch.rand(1, *[int(s or 1) for s in shape], generator=generator)
 
 
-def _check_classes(
-    prepared: Prepared, data: Dataset | None, test: Dataset | None, example: torch.Tensor, metric: Any
-) -> None:
+def _check_classes(prepared: Prepared, inputs: Sequence[Dataset | None], example: torch.Tensor, metric: Any) -> None:
     with torch.no_grad():
         answer = prepared.module(example)
     if metric is not None or not isinstance(answer, torch.Tensor) or answer.ndim < 2:
         return  # class numbers alone, one for each sample, have no axis of classes
     if answer.flatten(1).shape[1] == answer.shape[1] > 1:
-        for one in (data, test):
+        for one in inputs:
             if one is not None and one.labels is not None:
                 check_labels(one, answer.shape[1])
 

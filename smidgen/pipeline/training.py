@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from smidgen.data import Dataset, Roles, check_inputs, check_labels, split_roles
+from smidgen.data import Dataset, Roles, check_labels, split_roles
 from smidgen.errors import UserError
 from smidgen.export.onnx import write
 from smidgen.export.prepare import prepare
@@ -20,7 +20,7 @@ from smidgen.measure.memory import release
 from smidgen.measure.scores import Metric, load_metric
 from smidgen.model.load import Network
 from smidgen.pipeline.measuring import measured
-from smidgen.pipeline.task import Data, as_data
+from smidgen.pipeline.task import Data, as_data, check_sets
 from smidgen.recover.loop import Fitted
 from smidgen.recover.training import Training
 from smidgen.report.measured import Measured
@@ -67,14 +67,15 @@ class Ground:
 
 
 def open_ground(
-    network: Network, data: Data, test: Data, metric: str | Metric | None, threads: int | None, training: Training
-) -> Ground:
+    network: Network, data: Data, test: Data, validation: Data, metric: str | Metric | None, threads: int | None,
+    training: Training,
+) -> Ground:  # fmt: skip
     """Open and divide data for a network.
 
     Args:
         network: whose inputs they are.
         data: see `smidgen.compress`.
-        test: a fifth of ``data`` when None.
+        test, validation: a fifth of ``data`` each when None.
         metric: replaces accuracy.
         threads: what torch uses when None.
         training: has the seed of the division, and how many inputs are for selection.
@@ -82,11 +83,13 @@ def open_ground(
     Raises:
         DataError: too few inputs, or inputs that do not fit.
     """
-    given, kept = as_data(data), None if test is None else as_data(test)
-    for one in (given, kept):
-        if one is not None and network.input_shape:
-            check_inputs(one, network.input_shape)
-    roles = split_roles(given, test=kept, seed=training.seed, max_calibration=len(given), hold_back=training.hold_back)
+    given = as_data(data)
+    kept, judges = (None if one is None else as_data(one) for one in (test, validation))
+    check_sets(network, (given, kept, judges))
+    roles = split_roles(
+        given, test=kept, validation=judges, seed=training.seed, max_calibration=len(given),
+        hold_back=training.hold_back,
+    )  # fmt: skip
     example = torch.from_numpy(next(iter(roles.calibration.take([0]).batches(1))))
     metric = load_metric(metric) if isinstance(metric, str) else metric
     return Ground(roles, example, metric, threads or torch.get_num_threads(), training.seed, Scratch())

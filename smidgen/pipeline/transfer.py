@@ -38,6 +38,7 @@ def transfer(
     freeze_epochs: int = 3,
     body_rate: float = 0.1,
     test: Data = None,
+    validation: Data = None,
     weights: str | Path | None = None,
     metric: str | Metric | None = None,
     checkpoint: str | Path | None = None,
@@ -59,6 +60,7 @@ def transfer(
         freeze_epochs: before that, in which the new layer learns alone; 0 for none.
         body_rate: learning rate of the other layers, as a share of the new one's; 0 never changes them.
         test: inputs scored once at the end; a fifth of ``data`` is held back when None.
+        validation: inputs that choose between epochs; a fifth of ``data`` is held back when None.
         weights: ``.safetensors`` or weights-only ``.pth`` for a factory.
         metric: replaces accuracy in the files' scores; see `smidgen.compress`.
         checkpoint: file to go on from, if it is there, and to write; the new layer's own is beside it.
@@ -88,7 +90,7 @@ def transfer(
     training = replace(training or Training(), seed=seed)
     network = load_network(model, weights)
     free = replace(network, input_shape=())  # the size is the data's, if the network takes it
-    ground = open_ground(free, data, test, metric, threads, training)
+    ground = open_ground(free, data, test, validation, metric, threads, training)
     network = _at_size(network, ground)
     count = _classes(ground, classes)
     with Threads(ground.threads):
@@ -161,7 +163,8 @@ class _Work:
         held: Callable[[], float] = lambda: labelled_score(self.net, roles.selection)  # noqa: E731 - a name for its type
         return fit(
             part, roles.calibration, self._loss, training, held=held, within=indistinct(len(roles.selection)),
-            groups=groups, checkpoint=checkpoint, identity={"network": self.digest}, device=self.device,
+            groups=groups, checkpoint=checkpoint, device=self.device,
+            identity={"network": self.digest, "selection": roles.selection.sha256},
             progress=lambda stage, at, total: self.progress(told + stage, at, total),
         )  # fmt: skip
 

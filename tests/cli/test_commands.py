@@ -130,6 +130,36 @@ def test_both_parts_of_a_divided_file(run: Run, tmp_path: Path, network: Path) -
     assert (code, json.loads(told)["data"]["test"]["split"]) == (0, "test")
 
 
+def test_a_validation_set_of_ones_own(run: Run, tmp_path: Path, network: Path) -> None:
+    x = np.random.default_rng(5).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", x=x, y=np.arange(60) % 4, split=np.repeat([0, 2, 1], [30, 20, 10]).astype(np.uint8))
+    np.savez(tmp_path / "mine.npz", x=255 - x[:9], kind=np.arange(9) % 4)
+    out, chosen = ("--json", "-q", "-o", tmp_path / "out"), ("--data", tmp_path / "set.npz", "--scale", "1/255")
+    for more, count, source in (
+        (("--validation-split", "validation"), 20, "set.npz"),
+        (("--validation", tmp_path / "set.npz"), 20, "set.npz"),
+        (("--validation", tmp_path / "mine.npz", "--validation-labels", "kind"), 9, "mine.npz"),
+    ):
+        code, told, _ = run("compress", network, *chosen, *more, "--test-split", "test", *out)
+        roles = json.loads(told)["data"]
+        assert (code, roles["selection"]["count"], roles["selection"]["source"]) == (0, count, source)
+        assert (roles["selection"]["given"], roles["calibration"]["count"], roles["test"]["count"]) == (True, 30, 10)
+    plan = tmp_path / "out" / "plan.json"
+    code, told, _ = run("apply", network, plan, *chosen, *more, "--test-split", "test", "--json", "-q", "-o",
+                        tmp_path / "again")  # fmt: skip
+    assert code == 0
+    assert (tmp_path / "again" / "model.onnx").read_bytes() == (tmp_path / "out" / "model.onnx").read_bytes()
+    for wrong, said in (
+        (("--validation", tmp_path / "set.npz"), "--validation is given without --data"),
+        (("--test", tmp_path / "mine.npz", "--validation", tmp_path / "set.npz"), "give --data too"),
+        ((*chosen, "--validation", tmp_path / "nowhere.npz"), "nowhere.npz"),
+        ((*chosen, "--validation-split", "validation", "--train", "--hold-back", "3", "--batch", "4"), "leave one out"),
+    ):
+        code, _, err = run("compress", network, *wrong, "-q", "-o", tmp_path / "wrong")
+        assert (code, err.count("\n")) == (2, 1)
+        assert said in err
+
+
 def test_inspect(run: Run, network: Path, data: Path) -> None:
     code, told, _ = run("inspect", network, "-q")
     assert code == 0
