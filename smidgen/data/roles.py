@@ -125,8 +125,8 @@ def split_roles(
         dropped = selection_dropped + calibration_dropped
         raise DataError(
             f"data: nothing is left for {role} once {dropped} input(s) identical to test or "
-            f"selection inputs are left out of {(data if selection else judges).source!r}; give more inputs that are "
-            "not in the test set"
+            f"selection inputs are left out of {(data if selection else judges).source!r}; give more that are "
+            "in neither"
         )
     return Roles(
         data.take(calibration),
