@@ -210,7 +210,7 @@ def _held_back(options: argparse.Namespace, part: str, preprocess: Preprocess | 
     if source is None:
         return None
     labels = options.labels if labels is None else labels
-    return _open(options, source, split or (part if _is_divided(source) else None), labels, preprocess)
+    return _open(options, source, _split(split, source, part), labels, preprocess)
 
 
 def open_scored(options: argparse.Namespace, declared: Preprocess | None = None) -> Dataset | None:
@@ -222,28 +222,13 @@ def open_scored(options: argparse.Namespace, declared: Preprocess | None = None)
         _refuse_idle(options)
         return None
     preprocess = read_preprocess(options, Path(options.data)) or declared
-    return _open(
-        options,
-        options.data,
-        options.split or ("test" if _is_divided(options.data) else None),
-        options.labels,
-        preprocess,
-    )
+    return _open(options, options.data, _split(options.split, options.data, "test"), options.labels, preprocess)
 
 
 def _refuse_idle(options: argparse.Namespace) -> None:
     """Options that describe data, where there is none: surely a slip."""
-    for name in (
-        *_FLAGS,
-        "preprocess",
-        "split",
-        "labels",
-        "test_split",
-        "test_labels",
-        "validation",
-        "validation_split",
-        "validation_labels",
-    ):
+    of_parts = (f"{part}_{what}" for part in ("test", "validation") for what in ("split", "labels"))
+    for name in (*_FLAGS, "preprocess", "split", "labels", "validation", *of_parts):
         if getattr(options, name, None) is not None:
             raise DataError(f"data: --{name.replace('_', '-')} is given without --data; name the inputs too")
 
@@ -254,12 +239,12 @@ def _open(
     return open_data(source, split=split, labels=labels, preprocess=preprocess, label_offset=options.label_offset)
 
 
-def _is_divided(source: str) -> bool:
-    """Whether it is a file of several splits."""
-    if not source.endswith(".npz") or not Path(source).is_file():
-        return False
+def _split(asked: str | None, source: str, usual: str) -> str | None:
+    """The split that was asked for, or the usual one of a file that is divided."""
+    if asked or not source.endswith(".npz") or not Path(source).is_file():
+        return asked
     with NpzReader(Path(source), MAX_NBYTES) as file:
-        return "split" in file.names
+        return usual if "split" in file.names else None
 
 
 def read_preprocess(options: argparse.Namespace, source: Path) -> Preprocess | None:
